@@ -1,0 +1,1 @@
+"""Predictive expert caching and token scheduling for Mixture-of-Experts models in JAX/Flax."""
