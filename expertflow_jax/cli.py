@@ -1,0 +1,151 @@
+"""Shared command line of `train/` and `eval/`: parse, run, and turn errors into exit codes.
+
+`python -m eval.study --config=FILE --workdir=DIR [--dry_run] [--config.key=value ...]`. A config file is Python
+(ml_collections) with a `get_config()`; overrides are typed by the value they replace. Exit codes: 0 done, 2 bad
+config or input (one clear line on standard error), 130 interrupted, 1 anything else.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from expertflow_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Invocation:
+    """What the user asked for: the config with overrides applied, where to write, and whether only to plan."""
+
+    config: ml_collections.ConfigDict
+    config_path: str
+    workdir: Path | None
+    dry_run: bool
+    options: argparse.Namespace
+    overrides: tuple[str, ...]
+
+
+def _flatten(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        value = config.get_ref(key).get() if isinstance(config, ml_collections.ConfigDict) else config[key]
+        yield prefix + key
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _flatten(value, f"{prefix}{key}.")
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+    """Executes the config file at `path` and applies `--config.key=value` overrides.
+
+    Raises:
+      InputError: no such file, an error inside it, an unknown key (the nearest one is suggested) or a value of the
+        wrong type.
+    """
+    file = path.split(":", 1)[0]
+    if not Path(file).is_file():
+        raise InputError(f"--config: no such file: {file}; configs are listed under configs/")
+    try:
+        plain = _parse(path, ())
+    except Exception as error:
+        raise InputError(f"--config: {file} fails to load: {type(error).__name__}: {error}") from error
+    keys = list(_flatten(plain))
+    for override in overrides:
+        key, separator, _ = override.removeprefix("--config.").partition("=")
+        if not separator:
+            raise InputError(f"{override}: write --config.{key}=VALUE")
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
+            hint = f"; did you mean --config.{near[0]}?" if near else ""
+            raise InputError(f"unknown config key {key!r} in {file}{hint}")
+    try:
+        return _parse(path, overrides)
+    except Exception as error:
+        raise InputError(f"--config overrides: {error}".replace("\n", " ")) from error
+
+
+def _parse(path: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
+    values = flags.FlagValues()
+    argv = ["command", f"--config={path}", *overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
+    return values.config
+
+
+def _parser(description: str, needs_workdir: bool, options: Callable | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Override any key of the config file with --config.KEY=VALUE (nested keys with dots; tuples as '(a,b)').\n"
+        "Exit codes: 0 done, 2 bad config or input, 1 anything else.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="Python config file, see configs/")
+    if needs_workdir:
+        parser.add_argument("--workdir", metavar="DIR", help="where results go; rerun with the same DIR to resume")
+    parser.add_argument("--dry_run", action="store_true", help="print the plan and the memory it needs, then exit")
+    if options is not None:
+        options(parser)
+    return parser
+
+
+def parse(
+    argv: Sequence[str],
+    *,
+    description: str,
+    needs_workdir: bool = True,
+    options: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> Invocation:
+    """Parses a command line into an `Invocation`; raises `InputError` (or exits for --help)."""
+    overrides = [arg for arg in argv if arg.startswith("--config.")]
+    rest = [arg for arg in argv if not arg.startswith("--config.")]
+    parser = _parser(description, needs_workdir, options)
+    parsed, unknown = parser.parse_known_args(rest)
+    if unknown:
+        known = [s for action in parser._actions for s in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1, cutoff=0.0)
+        raise InputError(f"unknown argument {unknown[0]!r}" + (f"; did you mean {near[0]}?" if near else ""))
+    workdir = getattr(parsed, "workdir", None)
+    if needs_workdir and workdir is None and not parsed.dry_run:
+        raise InputError("--workdir is missing: say where results go, for example --workdir=runs/first")
+    if workdir is not None and Path(workdir).exists() and not Path(workdir).is_dir():
+        raise InputError(f"--workdir: {workdir} is a file; name a folder")
+    config = load_config(parsed.config, overrides)
+    return Invocation(
+        config=config,
+        config_path=parsed.config,
+        workdir=Path(workdir) if workdir is not None else None,
+        dry_run=parsed.dry_run,
+        options=parsed,
+        overrides=tuple(overrides),
+    )
+
+
+def run_command(
+    main: Callable[[Invocation], Any],
+    *,
+    description: str,
+    needs_workdir: bool = True,
+    options: Callable[[argparse.ArgumentParser], None] | None = None,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parses, runs `main(invocation)` and returns the exit code that DESIGN's command contract asks for."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        main(parse(arguments, description=description, needs_workdir=needs_workdir, options=options))
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; rerun the same command to resume", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
