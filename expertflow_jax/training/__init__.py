@@ -1,0 +1,1 @@
+"""Training of the small MoE vision-language model that the study acts on."""
