@@ -1,0 +1,37 @@
+"""Names a model by what its routing depends on, so that a predictor refuses to forecast for another one.
+
+The fingerprint hashes the config, every parameter's name and shape, and the contents of the tensors that
+decide routing most directly (input embeddings and routers). Contents are rounded to bfloat16 first: a
+checkpoint loaded as bfloat16 and as float32 is the same model.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+
+def model_fingerprint(
+    config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], tensors: Mapping[str, np.ndarray]
+) -> str:
+    """Hex fingerprint of a model (32 characters).
+
+    Args:
+      config: JSON-able model config; keys that do not change the model (dtype, library version) are left out.
+      shapes: every parameter's name and shape.
+      tensors: name -> array for the embedding table and the routers, hashed by content.
+    """
+    digest = hashlib.sha256()
+    ignored = {"torch_dtype", "dtype", "transformers_version", "_name_or_path", "architectures"}
+    kept = {key: value for key, value in config.items() if key not in ignored}
+    digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+    for name in sorted(shapes):
+        digest.update(f"{name}:{','.join(str(int(n)) for n in shapes[name])};".encode())
+    for name in sorted(tensors):
+        rounded = np.ascontiguousarray(np.asarray(tensors[name]).astype(ml_dtypes.bfloat16))
+        digest.update(f"{name}:{rounded.shape};".encode())
+        digest.update(rounded.view(np.uint16).tobytes())
+    return digest.hexdigest()[:32]
