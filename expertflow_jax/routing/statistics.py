@@ -34,8 +34,8 @@ def signatures(trace: RoutingTrace, *, kind: str = "frequencies", phase: str = "
     experts = np.where(trace.token_mask(phase)[:, :, None, None], trace.experts, -1)
     sequence, _, layer, _ = np.nonzero(experts >= 0)
     flat = (sequence * layers + layer) * trace.num_experts + experts[experts >= 0]
-    counts = np.bincount(flat, minlength=n * layers * trace.num_experts).astype(np.float32)
-    counts = counts.reshape(n, layers, trace.num_experts)
+    flat_counts = np.bincount(flat, minlength=n * layers * trace.num_experts).astype(np.float32)
+    counts = flat_counts.reshape(n, layers, trace.num_experts)
     if kind == "used":
         return (counts > 0).astype(np.float32)
     if kind == "frequencies":
