@@ -1,0 +1,45 @@
+"""Finds a model or predictor by what the user calls it: a committed name, a directory, or a hub id."""
+
+from pathlib import Path
+
+from expertflow_jax.errors import InputError
+
+ASSETS = Path(__file__).parent / "assets"
+_WANTED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt")  # never code, never pickles
+
+
+def committed() -> list[str]:
+    """Names of the models and predictors that come with the package."""
+    return sorted(p.name for p in ASSETS.iterdir() if p.is_dir()) if ASSETS.is_dir() else []
+
+
+def locate(name: str, key: str = "model") -> Path:
+    """The directory that `name` stands for, downloading a hub id's safetensors and JSON files if need be.
+
+    Raises:
+      InputError: no such directory, committed name or hub id.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if (ASSETS / name).is_dir():
+        return ASSETS / name
+    if path.exists():
+        raise InputError(f"{key}: {name} is a file; name the directory that holds config.json")
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _download(name, key)
+    raise InputError(
+        f"{key}: {name!r} is no directory, and not among the committed ones ({', '.join(committed())}); "
+        "a hub id looks like owner/name"
+    )
+
+
+def _download(hub_id: str, key: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(_WANTED_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"{key}: no directory {hub_id}, and the hub did not give it: {reason}") from error

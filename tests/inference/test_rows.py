@@ -1,0 +1,51 @@
+"""Rows: every (token, choice) pair is computed once, and how it is computed depends on the routing alone."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from expertflow_jax.inference.rows import expert_rows
+
+
+@st.composite
+def routings(draw):
+    tokens, top_k, experts = draw(st.integers(1, 40)), draw(st.integers(1, 4)), draw(st.integers(4, 12))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    ids = np.stack([random.permutation(experts)[:top_k] for _ in range(tokens)]).astype(np.int32)
+    ids[random.random(tokens) < 0.2] = -1
+    return ids, experts
+
+
+@settings(max_examples=100, deadline=None)
+@given(routings(), st.randoms(use_true_random=False))
+def test_groups_cover_every_row_once_with_its_expert(routing, random):
+    ids, num_experts = routing
+    rows = expert_rows(ids, num_experts)
+    experts = [int(e) for e in rows.needed]
+    random.shuffle(experts)
+    covered = []
+    for positions, group in rows.groups(experts):
+        for position, row in zip(positions, group, strict=True):
+            real = row[row < ids.size]
+            assert (ids.reshape(-1)[real] == experts[position]).all()
+            assert len(row) == rows.padded(experts[position])
+            covered.extend(real.tolist())
+    assert sorted(covered) == np.flatnonzero(ids.reshape(-1) >= 0).tolist()
+
+
+@settings(max_examples=50, deadline=None)
+@given(routings(), st.integers(1, 5))
+def test_an_experts_rows_do_not_depend_on_the_round_it_is_in(routing, size):
+    ids, num_experts = routing
+    rows = expert_rows(ids, num_experts)
+
+    def layout(rounds):
+        found = {}
+        for experts in rounds:
+            for positions, group in rows.groups(experts):
+                found |= {experts[p]: tuple(row) for p, row in zip(positions, group, strict=True)}
+        return found
+
+    needed = rows.needed.tolist()
+    parts = [needed[i : i + size] for i in range(0, len(needed), size)]
+    assert layout([needed]) == layout(parts) == layout(parts[::-1])

@@ -1,0 +1,89 @@
+"""The command contract: overrides, exit codes, one clear line on standard error."""
+
+from pathlib import Path
+
+import pytest
+
+from expertflow_jax import cli
+from expertflow_jax.errors import InputError
+
+CONFIG = """
+import ml_collections
+
+def get_config():
+    config = ml_collections.ConfigDict()
+    config.seed = 1
+    config.fractions = (0.25, 0.5)
+    config.optimizer = ml_collections.ConfigDict({"rate": 0.1})
+    return config
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> str:
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+def run(argv: list[str], main=lambda invocation: None) -> int:
+    return cli.run_command(main, description="test", argv=argv)
+
+
+def test_overrides_take_the_type_of_what_they_replace(config_file: str, tmp_path: Path):
+    seen = []
+    overrides = ["--config.seed=7", "--config.fractions=(0.1,)", "--config.optimizer.rate=1e-4"]
+    assert run([f"--config={config_file}", f"--workdir={tmp_path}", *overrides], seen.append) == 0
+    config = seen[0].config
+    assert (config.seed, config.fractions, config.optimizer.rate) == (7, (0.1,), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config.optimizer.rat=1"], "did you mean --config.optimizer.rate?"),
+        (["--config.seed=many"], "--config.seed=many"),
+        (["--config.seed"], "--config.seed=VALUE"),
+        (["--wrkdir=x"], "did you mean --workdir?"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_exit_2(config_file: str, tmp_path: Path, capsys, arguments, said):
+    assert run([f"--config={config_file}", f"--workdir={tmp_path}", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_missing_and_broken_config_files(tmp_path: Path, capsys):
+    assert run([f"--config={tmp_path}/none.py", f"--workdir={tmp_path}"]) == 2
+    assert "no such file" in capsys.readouterr().err
+    broken = tmp_path / "broken.py"
+    broken.write_text("import nothing_of_that_name")
+    assert run([f"--config={broken}", f"--workdir={tmp_path}"]) == 2
+    assert "nothing_of_that_name" in capsys.readouterr().err
+
+
+def test_workdir_is_needed_unless_dry(config_file: str, capsys):
+    assert run([f"--config={config_file}"]) == 2
+    assert "--workdir" in capsys.readouterr().err
+    assert run([f"--config={config_file}", "--dry_run"]) == 0
+
+
+def test_exit_codes_of_the_command_itself(config_file: str, tmp_path: Path, capsys):
+    def refuses(invocation):
+        raise InputError("questions.json: row 3 has no 'image_id';\nadd it")
+
+    def fails(invocation):
+        raise RuntimeError("bug")
+
+    base = [f"--config={config_file}", f"--workdir={tmp_path}"]
+    assert run(base, refuses) == 2
+    assert capsys.readouterr().err == "error: questions.json: row 3 has no 'image_id'; add it\n"
+    assert run(base, fails) == 1
+
+
+def test_help_exits_0(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        run(["--help"])
+    assert exit_info.value.code == 0
+    assert "--config.KEY=VALUE" in capsys.readouterr().out
