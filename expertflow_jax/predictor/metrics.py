@@ -5,13 +5,15 @@ whole batch, ranked by P(step uses the expert); what the cache sees, and what a 
 always compared at the same n. Axes: n tokens, N sequences, B batch, L MoE layers, E experts, K top-k.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from expertflow_jax.predictor.calibration import expected_calibration_error
 from expertflow_jax.routing.trace import RoutingTrace
+
+Scorer = Callable[[np.ndarray], np.ndarray]  # bool [N, T] token mask -> probabilities [tokens, L, E]
 
 
 def top_mask(scores: np.ndarray, count: int) -> np.ndarray:
@@ -102,9 +104,16 @@ def step_units(trace: RoutingTrace) -> list[tuple[str, np.ndarray]]:
     return units
 
 
+def _by_sequence(values: np.ndarray, mask: np.ndarray, combine: np.ufunc) -> tuple[np.ndarray, np.ndarray]:
+    """Reduces per-token values [tokens, ...] of bool mask [N, T] to [sequences, ...]; also which
+    sequences."""
+    sequences, starts = np.unique(np.nonzero(mask)[0], return_index=True)
+    return combine.reduceat(values, starts, axis=0), sequences
+
+
 def step_metrics(
     trace: RoutingTrace,
-    scorers: dict[str, Callable[[np.ndarray], np.ndarray]],
+    scorers: Mapping[str, Scorer],
     *,
     batch_size: int,
     fractions: Sequence[float] = (0.125, 0.25, 0.5),
@@ -114,7 +123,7 @@ def step_metrics(
 
     Args:
       trace: N sequences; random batches of `batch_size` are formed, each sequence in one.
-      scorers: method -> function of a bool [N, T] token mask giving probabilities [tokens, L, E].
+      scorers: method -> `Scorer`.
       fractions: fetched experts per layer as fractions of E; "exact" fetches as many as the step uses.
 
     Returns:
@@ -128,16 +137,17 @@ def step_metrics(
     sums: dict[str, dict[str, np.ndarray]] = {}
     distinct: dict[str, list[np.ndarray]] = {}
     for phase, mask in step_units(trace):
-        rows = batch_of[np.nonzero(mask)[0]]
-        present = np.bincount(rows, minlength=batches) > 0
-        if not present.any():
+        if not mask.any():
             continue
         used = np.zeros((batches, layers, experts), bool)
-        np.logical_or.at(used, rows, used_mask(trace.experts[mask], experts))
+        part, sequences = _by_sequence(used_mask(trace.experts[mask], experts), mask, np.logical_or)
+        np.logical_or.at(used, batch_of[sequences], part)
+        present = np.bincount(batch_of[sequences], minlength=batches) > 0
         distinct.setdefault(phase, []).append(used[present].sum(-1))
         for method, score in scorers.items():
             logs = np.zeros((batches, layers, experts))
-            np.add.at(logs, rows, log_unused(score(mask)))
+            part, _ = _by_sequence(log_unused(score(mask)), mask, np.add)
+            np.add.at(logs, batch_of[sequences], part)
             order = np.argsort(logs, axis=-1, kind="stable")
             hit = np.cumsum(np.take_along_axis(used, order, axis=-1), axis=-1)[present]
             total = used[present].sum(-1)

@@ -102,6 +102,8 @@ class Predictor:
       config: `PredictorConfig`.
       model_fingerprint: the served model that it was trained for (`routing.fingerprint`).
       provenance: how it was trained (command, seed, steps, checksum of the traces).
+      popularity: float32 [L, E], fraction of training tokens that chose the expert; the best forecast for
+        steps of which nothing is known yet.
       metrics: what it was measured to do on traces it was not trained on.
     """
 
@@ -112,6 +114,7 @@ class Predictor:
         *,
         scale: np.ndarray | None = None,
         bias: np.ndarray | None = None,
+        popularity: np.ndarray | None = None,
         model_fingerprint: str = "",
         provenance: Mapping[str, Any] | None = None,
         metrics: Mapping[str, Any] | None = None,
@@ -123,6 +126,8 @@ class Predictor:
         self._graph, _ = nnx.split(nnx.eval_shape(lambda: RoutingPathPredictor(config, rngs=nnx.Rngs(0))))
         self.parameters = jax.tree.map(jnp.asarray, parameters)
         layers = config.moe_layers
+        uniform = np.full((layers, config.num_experts), config.top_k / config.num_experts)
+        self.popularity = np.asarray(uniform if popularity is None else popularity, np.float32)
         self.scale = jnp.asarray(np.ones(layers) if scale is None else scale, jnp.float32)
         self.bias = jnp.asarray(np.zeros(layers) if bias is None else bias, jnp.float32)
 

@@ -24,7 +24,7 @@ from expertflow_jax.predictor.runtime import Predictor
 FORMAT = "expertflow_jax.predictor/1"
 WEIGHTS = "predictor.safetensors"
 CONFIG = "predictor_config.json"
-_SCALE, _BIAS = "calibration.scale", "calibration.bias"
+_SCALE, _BIAS, _POPULARITY = "calibration.scale", "calibration.bias", "popularity"
 
 
 def flatten_parameters(state: nnx.State) -> dict[str, np.ndarray]:
@@ -61,6 +61,7 @@ def save_predictor(predictor: Predictor, path: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = flatten_parameters(predictor.parameters)
     tensors |= {_SCALE: np.asarray(predictor.scale), _BIAS: np.asarray(predictor.bias)}
+    tensors[_POPULARITY] = predictor.popularity
     weights = dump_tensors({name: np.ascontiguousarray(value) for name, value in tensors.items()})
     description = {
         "format": FORMAT,
@@ -113,15 +114,19 @@ def load_predictor(path: str | Path, *, expect_fingerprint: str | None = None) -
         tensors = load_tensors(weights)
     except (SafetensorError, ValueError) as error:
         raise InputError(f"{folder / WEIGHTS}: not a safetensors file ({error})") from error
-    scale, bias = tensors.pop(_SCALE, None), tensors.pop(_BIAS, None)
-    for name, value in ((_SCALE, scale), (_BIAS, bias)):
-        if value is None or value.shape != (config.moe_layers,) or not np.isfinite(value).all():
+    layers, experts = config.moe_layers, config.num_experts
+    extras = {}
+    for name, shape in ((_SCALE, (layers,)), (_BIAS, (layers,)), (_POPULARITY, (layers, experts))):
+        value = tensors.pop(name, None)
+        if value is None or value.shape != shape or not np.isfinite(value).all():
             raise InputError(f"{folder / WEIGHTS}: {name} missing or malformed; train the predictor again")
+        extras[name] = value
     return Predictor(
         config,
         unflatten_parameters(config, tensors, str(folder / WEIGHTS)),
-        scale=scale,
-        bias=bias,
+        scale=extras[_SCALE],
+        bias=extras[_BIAS],
+        popularity=extras[_POPULARITY],
         model_fingerprint=found,
         provenance=description.get("provenance"),
         metrics=description.get("metrics"),
