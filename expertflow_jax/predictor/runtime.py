@@ -18,7 +18,10 @@ import numpy as np
 from flax import nnx
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.predictor.forecast import step_forecast
 from expertflow_jax.predictor.model import PredictorConfig, RoutingPathPredictor
+
+__all__ = ["Predictor", "PredictorCache", "bucket", "step_forecast"]
 
 CHUNK = 256  # tokens per call at most; scores of a chunk take B * H * CHUNK * S floats
 RESERVE = 16  # cache positions kept free beyond the prompt, so that short answers never reallocate

@@ -1,0 +1,56 @@
+"""The committed MoE vision-language model: Qwen3-VL-MoE's architecture at 6 layers of 64 experts, on digit scenes.
+
+    python -m train.moe --config=configs/digit_scenes_moe.py --workdir=runs/digit_scenes_moe
+
+The architecture keys are those of the checkpoint's config.json, so this is a small config of the module that runs
+Qwen3-VL-30B-A3B.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the config of the committed checkpoint."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # initial weights and data stream
+
+    config.text = ml_collections.ConfigDict()
+    config.text.hidden_size = 96
+    config.text.num_hidden_layers = 6  # all of them MoE layers
+    config.text.num_attention_heads = 4
+    config.text.num_key_value_heads = 2
+    config.text.head_dim = 32
+    config.text.mrope_section = (6, 5, 5)  # frequencies of time, height and width; half of head_dim in all
+    config.text.rope_theta = 10_000.0
+    config.text.num_experts = 64
+    config.text.num_experts_per_tok = 2
+    config.text.moe_intermediate_size = 32
+    config.text.max_position_embeddings = 512
+
+    config.vision = ml_collections.ConfigDict()
+    config.vision.depth = 2
+    config.vision.hidden_size = 64
+    config.vision.num_heads = 4
+    config.vision.intermediate_size = 256
+    config.vision.deepstack_visual_indexes = (0,)
+
+    config.dense_share = 0.25  # training-only questions that read the whole grid, for quick perception
+    config.mmbench_share = 0.25  # questions in multiple-choice form
+    config.batch_size = 128
+    config.steps = 12_000
+    config.learning_rate = 2e-3
+    config.final_lr_fraction = 0.02
+    config.warmup_steps = 300
+    config.weight_decay = 0.05
+    config.adam_b2 = 0.98
+    config.clip_norm = 1.0
+    config.ema_decay = 0.999
+    config.balance_weight = 0.003  # low: experts may specialise as long as the whole batch uses them all
+
+    config.log_every = 50
+    config.eval_every = 1_000
+    config.eval_examples = 1_024
+    config.eval_group = 8  # sequences per batch when counting the distinct experts that a batch activates
+    config.checkpoint_every = 500
+    config.export_dtype = "bfloat16"
+    return config

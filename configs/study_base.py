@@ -1,0 +1,41 @@
+"""What all studies of the committed model share; `quickstart.py` and `full.py` name their blocks of cells."""
+
+import ml_collections
+
+
+def block(policies, schedulers=("fifo",), miss_policies=("wait",), cache_fractions=(), memory_budgets=()):
+    """One block of the grid: every combination of its values. Sizes are slots / experts, or budgets in bytes."""
+    return ml_collections.ConfigDict(
+        {
+            "policies": tuple(policies),
+            "schedulers": tuple(schedulers),
+            "miss_policies": tuple(miss_policies),
+            "cache_fractions": tuple(cache_fractions),
+            "memory_budgets": tuple(memory_budgets),
+        }
+    )
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns a config without blocks."""
+    config = ml_collections.ConfigDict()
+    config.model = "digit_scenes_moe"  # a committed model's name, a checkpoint directory, or a hub id
+    config.predictor = "digit_scenes_predictor"  # a committed predictor's name, or its directory
+    config.dtype = "float32"
+
+    config.tasks = ("vqa_v2", "mmbench")
+    config.data_dir = ""  # official files; empty: the digit scenes, written to WORKDIR/data
+    config.split = "val"
+    config.num_examples = 128  # per task; 0 for all. MMBench keeps whole circular groups
+
+    config.batch_size = 8
+    config.window = 64  # sequences that the token scheduler sees at once
+    config.max_wait = 8  # batches that a sequence may be passed over
+    config.seeds = (0,)
+    config.bootstrap_samples = 2_000
+
+    config.clock = "virtual"  # arrivals by bytes / bandwidth and recorded compute costs: rows are reproducible
+    config.costs = "configs/costs/digit_scenes_moe_cpu.json"  # seconds per stage, recorded by eval.calibrate
+    config.link = "emulated(0.25,2)"  # GB/s, microseconds: host to device
+    config.blocks = ml_collections.ConfigDict()
+    return config

@@ -1,0 +1,1 @@
+"""Stepping a model whose experts live in an `ExpertCacheEngine`: stages, session, generation."""

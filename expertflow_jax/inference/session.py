@@ -1,0 +1,222 @@
+"""Steps a batch through the layers while the expert cache engine moves experts. (DESIGN sections 2, 6 and 7.)
+
+Per MoE layer: attention and router on the device, one small read of the chosen experts by the host, then the
+experts in rounds: those already in slots first, the missing ones as they arrive. Every row's output lands in its
+own place and is added in one fixed order, so rounds never change a result. Axes: B sequences, T new tokens,
+S cache length, L MoE layers, E experts, K top-k, N = B * T tokens of the step, V vocabulary.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from expertflow_jax.inference.batching import PromptBatch, bucket
+from expertflow_jax.inference.rows import expert_rows
+from expertflow_jax.inference.stages import Stages
+from expertflow_jax.offload.engine import ExpertCacheEngine
+from expertflow_jax.offload.misses import MissPolicy
+from expertflow_jax.simulation.costs import ComputeCosts
+
+
+@dataclasses.dataclass
+class StepRecord:
+    """What one step chose and asked for."""
+
+    phase: str  # "prefill" or "decode"
+    lengths: np.ndarray  # int32 [B], valid new tokens
+    expert_ids: np.ndarray  # int32 [B, T, L, K], the router's choice, -1 on padding
+    needed: np.ndarray  # bool [L, E], experts the router asked for
+    speculative: np.ndarray | None  # float32 [B, T, L, E], next-router probabilities where recorded
+
+
+@dataclasses.dataclass
+class Sequences:
+    """The running state of a batch: KV cache and how far each sequence has come."""
+
+    kv: list[tuple[jax.Array, jax.Array]]  # per layer, each [B, S, Hkv, Dh]
+    lengths: np.ndarray  # int32 [B], tokens in the cache
+    next_position: np.ndarray  # int32 [B], M-RoPE position of the next token
+
+    @property
+    def nbytes(self) -> int:
+        """Device bytes of the KV cache."""
+        return sum(k.nbytes + v.nbytes for k, v in self.kv)
+
+
+class InferenceSession:
+    """Runs prefill and decode steps of one model through one engine."""
+
+    def __init__(
+        self,
+        stages: Stages,
+        engine: ExpertCacheEngine,
+        miss_policy: MissPolicy,
+        costs: ComputeCosts | None = None,
+        record_speculative: bool = False,
+    ):
+        """
+        Args:
+          stages: compiled stages with the dense parameters.
+          engine: serves experts by MoE layer index.
+          miss_policy: `wait` (lossless), or a lossy one.
+          costs: seconds that each stage takes on the virtual clock; None under the real clock.
+          record_speculative: also record what the next layer's router says of this layer's hidden state.
+        """
+        self.stages = stages
+        self.engine = engine
+        self.miss_policy = miss_policy
+        self.costs = costs
+        self.records: list[StepRecord] | None = None
+        self.record_speculative = record_speculative
+        self.peak_device_bytes = 0
+        self.distinct_experts: list[int] = []
+
+    def embed(self, batch: PromptBatch) -> tuple[jax.Array, jax.Array | None]:
+        """Input embeddings with images merged in [B, T, D], and DeepStack features (None without images)."""
+        images = deepstack = None
+        if batch.pixel_values is not None:
+            images, deepstack = self.stages.vision(batch.pixel_values, batch.vision_positions)
+            self._spend("vision_seconds", len(batch.pixel_values))
+        return self.stages.embed(batch.input_ids, images, batch.image_index), deepstack
+
+    def start(self, batch: PromptBatch, max_new_tokens: int) -> Sequences:
+        """An empty KV cache with room for the prompts and `max_new_tokens` more."""
+        text = self.stages.config.text
+        room = bucket(batch.input_ids.shape[1] + max_new_tokens)
+        shape = (batch.input_ids.shape[0], room, text.num_key_value_heads, text.head_dim)
+        kv = [
+            (jnp.zeros(shape, self.stages.dtype), jnp.zeros(shape, self.stages.dtype))
+            for _ in self.stages.is_moe
+        ]
+        return Sequences(kv, np.zeros(shape[0], np.int32), batch.next_position.copy())
+
+    def prefill(
+        self,
+        batch: PromptBatch,
+        sequences: Sequences,
+        x: jax.Array,
+        deepstack: jax.Array | None,
+        horizon: np.ndarray | None,
+    ) -> jax.Array:
+        """Processes the prompts; returns final hidden states [B, T, D] (see `last_logits`)."""
+        visual = None if deepstack is None else (deepstack, batch.image_index)
+        return self._step("prefill", sequences, x, batch.positions, batch.lengths, horizon, visual)
+
+    def decode(
+        self, sequences: Sequences, x: jax.Array, active: np.ndarray, horizon: np.ndarray | None
+    ) -> jax.Array:
+        """One token for each active sequence: x [B, 1, D] -> hidden states [B, 1, D]."""
+        positions = np.broadcast_to(sequences.next_position[None, :, None], (3, len(active), 1))
+        lengths = active.astype(np.int32)
+        hidden = self._step("decode", sequences, x, np.ascontiguousarray(positions), lengths, horizon, None)
+        sequences.next_position = sequences.next_position + lengths
+        return hidden
+
+    def last_logits(self, hidden: jax.Array, lengths: np.ndarray) -> np.ndarray:
+        """Logits after the last valid token of each sequence: float32 [B, V] on the host."""
+        last = np.maximum(lengths - 1, 0)
+        logits = self.stages.head(_take_last(hidden, last))
+        self._spend("head_seconds", len(lengths))
+        return np.asarray(logits)
+
+    def _step(
+        self,
+        phase: str,
+        sequences: Sequences,
+        x: jax.Array,
+        positions: np.ndarray,
+        lengths: np.ndarray,
+        horizon: np.ndarray | None,
+        visual: tuple[jax.Array, np.ndarray | None] | None,
+    ) -> jax.Array:
+        record = self._new_record(phase, x.shape, lengths)
+        where = (positions, sequences.lengths, lengths)
+        speculated = None
+        moe_layer = 0
+        self.engine.begin_step(horizon)
+        for layer, is_moe in enumerate(self.stages.is_moe):
+            if not is_moe:
+                x, *kv = self.stages.dense_layer(layer, x, sequences.kv[layer], *where)
+                sequences.kv[layer] = tuple(kv)
+            else:
+                h, y, ids, weights, probs, *kv = self.stages.attend_and_route(
+                    layer, x, sequences.kv[layer], *where
+                )
+                sequences.kv[layer] = tuple(kv)
+                chosen = np.asarray(ids)
+                self._spend("attend_seconds", int(lengths.sum()))
+                record.expert_ids[:, :, moe_layer] = chosen
+                if record.speculative is not None:
+                    record.speculative[:, :, moe_layer] = 0 if speculated is None else np.asarray(speculated)
+                    speculated = self._speculate(layer, h)
+                x = self._experts(moe_layer, h, y, chosen, weights, probs, record.needed[moe_layer])
+                moe_layer += 1
+            if visual is not None and layer < visual[0].shape[0]:
+                x = self.stages.add_deepstack(x, visual[0][layer], visual[1])
+        self.engine.end_step()
+        sequences.lengths = sequences.lengths + lengths
+        if self.records is not None:
+            self.records.append(record)
+        self.distinct_experts.extend(int(n) for n in record.needed.sum(axis=1))
+        return x
+
+    def _experts(
+        self,
+        layer: int,
+        h: jax.Array,
+        y: jax.Array,
+        chosen: np.ndarray,
+        weights: jax.Array,
+        probs: jax.Array,
+        needed: np.ndarray,
+    ) -> jax.Array:
+        batch, length, top_k = chosen.shape
+        tokens = batch * length
+        ids = chosen.reshape(tokens, top_k)
+        needed[np.unique(ids[ids >= 0])] = True
+        mix: Any = weights.reshape(tokens, top_k)
+        if not self.miss_policy.lossless:
+            usable = self.engine.usable(layer)
+            self.engine.note_lossy(layer, np.flatnonzero(needed).astype(np.int32), usable)
+            ids, mix = self.miss_policy.resolve(
+                ids, np.asarray(mix), np.asarray(probs).reshape(tokens, -1), usable
+            )
+        rows = expert_rows(ids, self.engine.store.num_experts)
+        flat = y.reshape(tokens, -1)
+        out = self.stages.empty_output(tokens, top_k)
+        for experts, buffers in self.engine.rounds(layer, rows.needed):
+            for positions, group in rows.groups(experts):
+                out = self.stages.run_experts(out, flat, group, [buffers[p] for p in positions])
+            self._spend("experts_seconds", [int(rows.counts[e]) for e in experts])
+        return self.stages.combine(h.reshape(tokens, -1), out, mix).reshape(h.shape)
+
+    def _new_record(self, phase: str, shape: tuple[int, ...], lengths: np.ndarray) -> StepRecord:
+        batch, length, _ = shape
+        num_layers, num_experts = self.engine.store.num_layers, self.engine.store.num_experts
+        top_k = self.stages.config.text.num_experts_per_tok
+        speculative = None
+        if self.record_speculative:
+            speculative = np.zeros((batch, length, num_layers, num_experts), np.float32)
+        return StepRecord(
+            phase,
+            lengths.copy(),
+            np.full((batch, length, num_layers, top_k), -1, np.int32),
+            np.zeros((num_layers, num_experts), bool),
+            speculative,
+        )
+
+    def _speculate(self, layer: int, h: jax.Array) -> jax.Array | None:
+        following = [n for n in self.stages.moe_layers if n > layer]
+        return self.stages.next_router(following[0], h) if following else None
+
+    def _spend(self, cost: str, amount: Any) -> None:
+        if self.costs is not None:
+            self.engine.clock.spend(getattr(self.costs, cost)(amount), "compute")
+
+
+@jax.jit
+def _take_last(hidden: jax.Array, last: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]

@@ -1,0 +1,118 @@
+"""The compiled stages of a model: each jitted once and shared by every layer of the same structure.
+
+Modules are split once with `nnx.split`; at run time only plain pytrees pass through `jax.jit` (an `nnx.jit` call
+costs milliseconds at 48 layers). Axes: B sequences, T new tokens, S cache length, N = B * T, K top-k, D model
+width, E experts, n experts in a group, C rows of an expert, P numbers in an expert.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from expertflow_jax.models import experts
+
+
+class Stages:
+    """Compiled functions over the dense parameters of one model. Experts are passed in as flat buffers.
+
+    Attributes:
+      dense_bytes: device bytes of everything but the experts.
+    """
+
+    def __init__(self, module: Any, device: jax.Device | None = None):
+        """Args: module: a model of `expertflow_jax.models` built with `with_experts=False`."""
+        self.config = module.config
+        device = device or jax.local_devices()[0]
+        layers = list(module.layers)
+        self.is_moe = [layer.is_moe for layer in layers]
+        self.moe_layers = [i for i, moe in enumerate(self.is_moe) if moe]
+        self._layer_states = []
+        layer_defs: dict[bool, Any] = {}
+        for layer in layers:
+            graphdef, state = nnx.split(layer)
+            layer_defs.setdefault(layer.is_moe, graphdef)
+            self._layer_states.append(jax.device_put(state, device))
+        module.layers, module.experts = nnx.List([]), nnx.List([])
+        trunk_def, trunk = nnx.split(module)
+        module.layers = nnx.List(layers)
+        self._trunk = jax.device_put(trunk, device)
+        self.dense_bytes = sum(a.nbytes for a in jax.tree.leaves((self._trunk, self._layer_states)))
+        text = self.config.text
+        self.dtype = module.dtype
+        self._layout = experts.ExpertLayout(text.hidden_size, text.moe_intermediate_size, module.dtype)
+
+        def merged(state: Any) -> Any:
+            return nnx.merge(trunk_def, state)
+
+        self._vision = jax.jit(lambda state, pixels, where: merged(state).vision_stage(pixels, where))
+        self._embed = jax.jit(lambda state, ids, images, index: merged(state).embed_stage(ids, images, index))
+        self._head = jax.jit(lambda state, x: merged(state).head_stage(x))
+        self._deepstack = jax.jit(lambda state, x, visual, index: merged(state).add_deepstack(x, visual, index))
+
+        def attend(state: Any, x: jax.Array, k: jax.Array, v: jax.Array, *where: jax.Array) -> Any:
+            return nnx.merge(layer_defs[True], state).attend_and_route(x, k, v, *where)
+
+        def dense(state: Any, x: jax.Array, k: jax.Array, v: jax.Array, *where: jax.Array) -> Any:
+            return nnx.merge(layer_defs[False], state).dense(x, k, v, *where)
+
+        self._attend = jax.jit(attend, donate_argnums=(2, 3))
+        self._dense = jax.jit(dense, donate_argnums=(2, 3))
+        self._route = jax.jit(lambda state, h: nnx.merge(layer_defs[True], state).route(h))
+
+        def run(out: jax.Array, y: jax.Array, rows: jax.Array, *buffers: jax.Array) -> jax.Array:
+            return experts.run_expert_group(self._layout, buffers, rows, y, out)
+
+        self._run = jax.jit(run, donate_argnums=0)
+        self._combine = jax.jit(experts.combine)
+
+    def vision(self, pixel_values: np.ndarray, where: Any) -> tuple[jax.Array, jax.Array]:
+        """Patches to image embeddings [N_image_tokens, D] and DeepStack features [n, N_image_tokens, D]."""
+        return self._vision(self._trunk, pixel_values, where)
+
+    def embed(self, ids: np.ndarray, images: jax.Array | None, index: np.ndarray | None) -> jax.Array:
+        """Token ids [B, T] with image embeddings merged in: [B, T, D]."""
+        return self._embed(self._trunk, ids, images, index)
+
+    def attend_and_route(self, layer: int, x: jax.Array, kv: tuple[jax.Array, jax.Array], *where: Any) -> Any:
+        """Attention and router of MoE layer `layer` (index among all layers); donates `kv`."""
+        return self._attend(self._layer_states[layer], x, *kv, *where)
+
+    def dense_layer(self, layer: int, x: jax.Array, kv: tuple[jax.Array, jax.Array], *where: Any) -> Any:
+        """A layer without experts; donates `kv`."""
+        return self._dense(self._layer_states[layer], x, *kv, *where)
+
+    def next_router(self, layer: int, h: jax.Array) -> jax.Array:
+        """Speculative loading (2312.17238): what `layer`'s router would choose on the residual stream `h`
+        of the layer before; router probabilities float32 [B, T, E]."""
+        return self._route(self._layer_states[layer], h)[-1]
+
+    def empty_output(self, tokens: int, top_k: int) -> jax.Array:
+        """Zeroed expert outputs [N * K + 1, D]; the last row takes the padding."""
+        return jnp.zeros((tokens * top_k + 1, self.config.text.hidden_size), self._layout.dtype)
+
+    def run_experts(
+        self, out: jax.Array, y: jax.Array, rows: np.ndarray, buffers: Sequence[jax.Array]
+    ) -> jax.Array:
+        """Adds the outputs of n experts to `out` (donated): rows int32 [n, C], y [N, D]."""
+        return self._run(out, y, rows, *buffers)
+
+    def combine(self, h: jax.Array, out: jax.Array, weights: Any) -> jax.Array:
+        """Residual plus weighted expert outputs in the order of K: [N, D]."""
+        return self._combine(h, out, weights)
+
+    def add_deepstack(self, x: jax.Array, visual: jax.Array, index: np.ndarray) -> jax.Array:
+        """Adds DeepStack features at image positions."""
+        return self._deepstack(self._trunk, x, visual, index)
+
+    def head(self, x: jax.Array) -> jax.Array:
+        """Final norm and output projection: float32 [..., V]."""
+        return self._head(self._trunk, x)
+
+    def compilations(self) -> int:
+        """How many executables exist; bounded because lengths, batches and rows are bucketed."""
+        jitted = (self._vision, self._embed, self._head, self._deepstack, self._attend, self._dense, self._run)
+        return sum(f._cache_size() for f in (*jitted, self._route, self._combine))

@@ -1,0 +1,65 @@
+"""Small blocks shared by the model families. Axes: B sequences, T tokens, S cache length, D model width,
+H query heads, Hkv key/value heads, Dh head width."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+MASKED = -1e30  # finite, so that a row with nothing to attend to gives no NaN
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm over the last axis, computed in float32."""
+
+    def __init__(self, width: int, eps: float, *, dtype: jnp.dtype):
+        self.scale = nnx.Param(jnp.ones(width, dtype))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        return self.scale[...] * wide.astype(x.dtype)
+
+
+def linear(inputs: int, outputs: int, *, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """A dense layer whose parameters and arithmetic share one dtype; kernel [inputs, outputs]."""
+    return nnx.Linear(inputs, outputs, use_bias=bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
+
+
+def layer_norm(width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Layer norm with the two-pass variance (the one-pass form loses digits)."""
+    return nnx.LayerNorm(
+        width, epsilon=1e-6, dtype=dtype, param_dtype=dtype, use_fast_variance=False, rngs=rngs
+    )
+
+
+class SwiGLU(nnx.Module):
+    """Feed-forward block of layers without experts."""
+
+    def __init__(self, width: int, hidden: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.gate_proj = linear(width, hidden, bias=False, dtype=dtype, rngs=rngs)
+        self.up_proj = linear(width, hidden, bias=False, dtype=dtype, rngs=rngs)
+        self.down_proj = linear(hidden, width, bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def grouped_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Scaled dot-product attention with grouped key/value heads; scores and softmax in float32.
+
+    Args:
+      q: [B, T, H, Dh].
+      k, v: [B, S, Hkv, Dh], H a multiple of Hkv.
+      mask: bool, broadcastable to [B, T, S]; true where a query may look.
+
+    Returns:
+      [B, T, H * Dh].
+    """
+    batch, length, heads, width = q.shape
+    kv_heads = k.shape[2]
+    q = q.reshape(batch, length, kv_heads, heads // kv_heads, width)
+    scores = jnp.einsum("btngd,bsnd->bngts", q, k, preferred_element_type=jnp.float32) * width**-0.5
+    scores = jnp.where(mask[:, None, None], scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bngts,bsnd->btngd", weights, v).reshape(batch, length, heads * width)

@@ -1,0 +1,417 @@
+"""The predictive expert cache (ExpertFlow, 2410.17954; DESIGN section 7): serves the experts that a layer asks for.
+
+The words, exactly:
+- A *layer-step* is one MoE layer in one step (prefill or one decode). It *asks* once, for the set of experts that
+  its router chose; every (layer, expert) of the set counts once, at that moment, as a *hit* (in a slot, arrived),
+  *late* (its transfer has started and not arrived) or *miss* (neither; a prefetch that has not started is a miss).
+  hit_rate = hits / (hits + late + misses); 1 if nothing was asked for.
+- A lossless layer-step is served in *rounds*: hits first, then the others as they arrive, so that compute goes on
+  while experts travel. Misses travel as *urgent* transfers, in ascending order, ahead of everything else; nothing
+  already in a slot or on its way is sent again.
+- The experts of the running layer-step that are not yet computed are *pinned*: never victims. Computed ones may go
+  at once, so that any number of slots from one up serves any number of experts.
+- A *correction* is a miss of a lossless layer-step that the forecast in force had not called for (probability below
+  one half): a misprediction repaired at run time. A miss that was foreseen but found no time or slot is none, and
+  policies without a forecast have none.
+- A *prefetch* is pulled from the policy when the link is free, and its victim chosen then; if the policy would
+  rather keep what it has, nothing travels. A transfer occupies its slot from its start: bytes on the device never
+  exceed slots * expert_bytes, transfers in flight included.
+- A *wasted prefetch* left its slot without having been asked for.
+- After a lossy miss (drop, substitute) the expert is fetched in the *background*, when the link has nothing better
+  and the policy grants a slot, so that the cache adapts; at most S wait, the oldest are forgotten.
+
+Under a virtual clock all this is a deterministic function of what was called. Under a real one the link's thread
+calls `next_transfer`, `load` and `arrived`; one lock guards the state, copies run outside it.
+Axes: H steps of the horizon, L MoE layers, E experts, S slots, P numbers in an expert. A key is layer * E + expert.
+"""
+
+import collections
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from expertflow_jax.errors import InputError
+from expertflow_jax.offload.clock import Clock, VirtualClock
+from expertflow_jax.offload.link import LinkSpec, Transfer, TransferLink, VirtualLink
+from expertflow_jax.offload.policies import make_policy
+from expertflow_jax.offload.policies.base import CachePolicy
+from expertflow_jax.offload.policies.cache_moe import split_evenly
+from expertflow_jax.offload.slots import READY, SlotPool
+from expertflow_jax.offload.store import HostTier
+
+CALLED_FOR = 0.5  # forecast probability from which an expert counts as foreseen
+
+_COUNTS = (
+    "hits",
+    "late",
+    "misses",
+    "corrections",
+    "prefetches",
+    "urgent_transfers",
+    "background_transfers",
+    "evictions",
+    "wasted_prefetches",
+    "bytes_transferred",
+    "layer_steps",
+    "steps",
+)
+
+
+class ExpertCacheEngine:
+    """Slots, policy and link together. One thread calls it.
+
+    Attributes:
+      store: the host tier.
+      clock: where time is kept.
+      pool: the slots.
+    """
+
+    def __init__(
+        self,
+        store: HostTier,
+        num_slots: int,
+        policy: CachePolicy | str,
+        link: LinkSpec | str = "direct",
+        clock: Clock | None = None,
+        window: int | None = None,
+    ):
+        """
+        Args:
+          store: an `ExpertStore`, or `ExpertSizes` to simulate without weights.
+          num_slots: S; more than there are experts is the same as all of them.
+          policy: an instance nobody else uses, or a name.
+          link: see `LinkSpec.parse`.
+          clock: a new virtual one by default.
+          window: transfers under way at most; the link's own default if None.
+
+        Raises:
+          InputError: fewer than one slot, or fewer than the policy needs; an unknown policy or link.
+        """
+        if num_slots < 1:
+            raise InputError(f"{num_slots} expert slots: at least 1 is needed; raise memory_budget or cache_fraction")
+        self.store = store
+        self.num_slots = min(num_slots, store.num_layers * store.num_experts)
+        self.clock = clock or VirtualClock()
+        self.policy = make_policy(policy) if isinstance(policy, str) else policy
+        self.pool = SlotPool(self.num_slots, store.num_layers, store.num_experts, store.expert_bytes)
+        self.policy.attach(self.pool)
+        self._changed = threading.Condition(threading.RLock())
+        self._link = self._make_link(LinkSpec.parse(link), window)
+        self._link.attach(self)
+        self._urgent: collections.deque[int] = collections.deque()
+        self._background: dict[int, None] = {}  # a queue without repeats
+        self._needed: set[int] = set()  # asked for in this layer-step and not yet computed
+        self._asked = -1  # layer whose lossy request has been counted, so that its rounds do not count again
+        self._called_for: np.ndarray | None = None
+        self._tick = 0
+        self._counts = dict.fromkeys(_COUNTS, 0)
+        self.reset_stats()
+
+    def _make_link(self, spec: LinkSpec, window: int | None) -> TransferLink:
+        if self.clock.virtual:
+            return VirtualLink(spec, self.clock, window or 2)
+        from expertflow_jax.offload.worker import RealLink
+
+        return RealLink(spec, self.clock, self._changed, window)
+
+    def warm_up(self) -> None:
+        """Fills the slots before timing starts, the same way for every policy: experts in index order, spread
+        evenly over the layers. Forgets what was there and what the policy had learnt; takes no time on the clock."""
+        with self._changed:
+            self._link.drain()
+            self._urgent.clear()
+            self._background.clear()
+            self._needed.clear()
+            self.pool.clear()
+            self._tick = 0
+            share = split_evenly(self.num_slots, self.store.num_layers)
+            filled = set()
+            for layer, slots in enumerate(share):
+                for expert, slot in enumerate(range(slots.start, slots.stop)):
+                    if slot in filled or expert >= self.store.num_experts:
+                        continue
+                    filled.add(slot)
+                    key = layer * self.store.num_experts + expert
+                    self.pool.reserve(slot, key, 0)
+                    self.pool.write(slot, self.store.source(key))
+                    self.pool.publish(slot, int(self.pool.generation[slot]))
+            self.policy.attach(self.pool)
+        for buffer in self.pool.buffers:
+            if buffer is not None:
+                buffer.block_until_ready()
+
+    def begin_step(self, horizon: np.ndarray | None) -> None:
+        """A step begins.
+
+        Args:
+          horizon: float32 [H, L, E], probability that this step (row 0) and the following ones use each expert
+            (exact zeros and ones for the oracle); None if nobody forecasts.
+
+        Raises:
+          InputError: the horizon does not fit the model.
+        """
+        if horizon is not None:
+            horizon = np.asarray(horizon)
+            shape = (self.store.num_layers, self.store.num_experts)
+            if horizon.ndim != 3 or horizon.shape[1:] != shape or len(horizon) == 0:
+                raise InputError(f"horizon {horizon.shape}: expected [H, {shape[0]}, {shape[1]}] with H >= 1")
+        with self._changed:
+            self._link.pump(changed=False)
+            self._next_layer()
+            self._counts["steps"] += 1
+            self._called_for = None
+            if horizon is not None and self.policy.uses_forecast:
+                self._called_for = horizon[0] >= CALLED_FOR
+            self.policy.begin_step(horizon if self.policy.uses_forecast else None)
+            self._link.pump(changed=True)
+
+    def end_step(self) -> None:
+        """The step's last layer has been dispatched."""
+        with self._changed:
+            self._link.pump(changed=False)
+            self._release()
+            self._link.pump(changed=True)
+
+    def observe_hidden(self, layer: int, router_probs: np.ndarray) -> None:
+        """Passes on what the router of MoE layer `layer`, still ahead, says of the present hidden state [N, E]."""
+        with self._changed:
+            self._link.pump(changed=False)
+            self.policy.observe_hidden(layer, router_probs)
+            self._link.pump(changed=True)
+
+    def usable(self, layer: int) -> np.ndarray:
+        """Experts of `layer` that have arrived: bool [E]. They stay until the layer's rounds end, or the next
+        layer or step begins."""
+        num_experts = self.store.num_experts
+        with self._changed:
+            self._link.pump(changed=False)
+            self._next_layer()
+            row = slice(layer * num_experts, (layer + 1) * num_experts)
+            arrived = self.pool.ready(row)
+            self.pool.pinned[self.pool.slot_of[row][arrived]] = True
+        return arrived
+
+    def note_lossy(self, layer: int, requested: np.ndarray, usable: np.ndarray) -> None:
+        """Counts a layer-step under a lossy miss policy and lets the missing experts come in the background.
+
+        Args:
+          layer: MoE layer index.
+          requested: int32 [n], ascending: what the router chose.
+          usable: what `usable(layer)` said.
+        """
+        keys = layer * self.store.num_experts + np.asarray(requested, np.int64)
+        with self._changed:
+            hit = np.asarray(usable)[requested]
+            self._count(keys, hit)
+            self._asked = layer
+            self.pool.last_used[self.pool.slot_of[keys[hit]]] = self._tick
+            self.policy.observe(layer, requested)
+            self._background.update(dict.fromkeys(keys[self.pool.slot_of[keys] < 0].tolist()))
+            while len(self._background) > self.num_slots:
+                del self._background[next(iter(self._background))]
+            self._link.pump(changed=True)
+
+    def rounds(
+        self, layer: int, experts: np.ndarray
+    ) -> Iterator[tuple[tuple[int, ...], tuple[jax.Array, ...]]]:
+        """Serves a layer-step: yields (experts, their device buffers [P]) until every expert has been served once.
+
+        Use a round's buffers (dispatch what reads them) before asking for the next round; afterwards their slots
+        may be overwritten. On the virtual clock, spend the round's compute time meanwhile.
+
+        Args:
+          layer: MoE layer index.
+          experts: int32 [n], ascending, distinct.
+
+        Raises:
+          InputError: an expert was never loaded into the store.
+          RuntimeError: a transfer failed.
+        """
+        keys = layer * self.store.num_experts + np.asarray(experts, np.int64)
+        try:
+            ready = self._ask(layer, keys, experts)
+            while True:
+                if ready:
+                    num_experts = self.store.num_experts
+                    yield (
+                        tuple([key - layer * num_experts for key in ready]),
+                        tuple([self.pool.buffers[self.pool.slot_of[key]] for key in ready]),
+                    )
+                    self._computed(ready)
+                if not self._needed:
+                    return
+                ready = self._next_arrivals()
+        finally:
+            with self._changed:
+                self._release()
+
+    def _ask(self, layer: int, keys: np.ndarray, experts: np.ndarray) -> list[int]:
+        """Counts and pins a layer-step's experts and sends for the missing ones; returns those that are here."""
+        pool = self.pool
+        with self._changed:
+            self._link.pump(changed=False)
+            counted = self._asked == layer
+            self._next_layer()
+            here = pool.ready(keys)
+            slots = pool.slot_of[keys]
+            if not counted:
+                self._count(keys, here)
+                self._corrections(keys[slots < 0])
+                self.policy.observe(layer, experts)
+            coming = slots[slots >= 0]
+            pool.pinned[coming] = True
+            pool.last_used[coming] = self._tick
+            self._needed.update(keys.tolist())
+            self._urgent.extend(keys[slots < 0].tolist())
+            self._link.pump(changed=True)
+            return keys[here].tolist()
+
+    def _count(self, keys: np.ndarray, hit: np.ndarray) -> None:
+        self._tick += 1
+        counts = self._counts
+        slots = self.pool.slot_of[keys]
+        hits, missing = int(np.count_nonzero(hit)), int(np.count_nonzero(slots < 0))
+        counts["layer_steps"] += 1
+        counts["hits"] += hits
+        counts["misses"] += missing
+        counts["late"] += len(keys) - hits - missing
+        self.pool.unused_prefetch[slots[slots >= 0]] = False
+
+    def _corrections(self, missing: np.ndarray) -> None:
+        if self._called_for is not None:
+            called_for = self._called_for.reshape(-1)[missing]
+            self._counts["corrections"] += len(missing) - int(np.count_nonzero(called_for))
+
+    def _computed(self, keys: list[int]) -> None:
+        """The computation that reads these experts has been dispatched: they may go."""
+        with self._changed:
+            self._link.pump(changed=False)
+            slots = self.pool.slot_of[keys]
+            self.pool.pinned[slots] = False
+            self.pool.busy[slots] = not self.clock.virtual
+            self._needed.difference_update(keys)
+            self._link.pump(changed=True)
+
+    def _next_arrivals(self) -> list[int]:
+        """Waits until at least one needed expert has arrived; returns all that have, ascending."""
+        with self._changed:
+            while True:
+                keys = np.array(sorted(self._needed))
+                arrived = keys[self.pool.ready(keys)].tolist()
+                if arrived:
+                    return arrived
+                self._link.wait()
+
+    def _next_layer(self) -> None:
+        """Ends what the last layer-step left. Its routing read is behind us, so its computations have ended too."""
+        self._release()
+        self.pool.busy[:] = False
+
+    def _release(self) -> None:
+        """Nothing is needed any more, also if the rounds were left unfinished."""
+        self.pool.pinned[:] = False
+        self._needed.clear()
+        self._urgent.clear()
+        self._asked = -1
+
+    def next_transfer(self) -> Transfer | None:
+        """For the link, with the lock held: reserves a slot for what should travel now."""
+        while self._urgent:
+            key = self._urgent[0]
+            slot = self._slot_for(key, urgent=True)
+            if slot < 0:
+                return None
+            self._urgent.popleft()
+            return self._reserve(key, slot, "urgent")
+        key = self.policy.next_prefetch()
+        if key >= 0:
+            slot = self._slot_for(key, urgent=False)
+            if slot >= 0:
+                return self._reserve(key, slot, "prefetch")
+        while self._background:
+            key = next(iter(self._background))
+            del self._background[key]
+            if self.pool.slot_of[key] < 0:
+                slot = self._slot_for(key, urgent=False)
+                if slot >= 0:
+                    return self._reserve(key, slot, "background")
+        return None
+
+    def _slot_for(self, key: int, urgent: bool) -> int:
+        home = self.policy.home(key // self.store.num_experts)
+        slot = self.pool.first_empty(home)
+        if slot >= 0:
+            return slot
+        candidates = self.pool.evictable(home, even_busy=False)
+        if urgent and not len(candidates):
+            candidates = self.pool.evictable(home, even_busy=True)
+        return self.policy.victim(key, candidates, urgent) if len(candidates) else -1
+
+    def _reserve(self, key: int, slot: int, kind: str) -> Transfer:
+        pool, counts = self.pool, self._counts
+        wasted = bool(pool.unused_prefetch[slot])
+        if pool.reserve(slot, key, self._tick) >= 0:
+            counts["evictions"] += 1
+            counts["wasted_prefetches"] += wasted
+        pool.pinned[slot] = key in self._needed
+        pool.unused_prefetch[slot] = kind == "prefetch"
+        counts["prefetches" if kind == "prefetch" else f"{kind}_transfers"] += 1
+        counts["bytes_transferred"] += self.store.expert_bytes
+        return Transfer(key, slot, int(pool.generation[slot]), kind)
+
+    def load(self, transfer: Transfer) -> int:
+        """For the link, without the lock: starts the copy into the reserved slot; returns its bytes."""
+        transfer.buffer = self.pool.write(transfer.slot, self.store.source(transfer.key))
+        return self.store.expert_bytes
+
+    def arrived(self, transfer: Transfer) -> None:
+        """For the link, with the lock held: the expert is usable."""
+        self.pool.publish(transfer.slot, transfer.generation)
+        transfer.buffer = None
+        if self.clock.timeline is not None:
+            layer, expert = divmod(transfer.key, self.store.num_experts)
+            name = f"{transfer.kind} layer {layer} expert {expert}"
+            self.clock.timeline.append(("link", name, transfer.start, transfer.end))
+
+    def stats(self) -> dict[str, Any]:
+        """Counts, bytes and seconds since `reset_stats`, by the row keys of DESIGN section 5, and a few more:
+        urgent_transfers, background_transfers, evictions, wasted_prefetches, link_seconds (the link occupied),
+        peak_slot_bytes, layer_steps, steps."""
+        with self._changed:
+            counts = dict(self._counts)
+            requests = counts["hits"] + counts["late"] + counts["misses"]
+            return {
+                "policy": self.policy.name,
+                "slots": self.num_slots,
+                "expert_bytes": self.store.expert_bytes,
+                "link": str(self._link.spec),
+                "clock": "virtual" if self.clock.virtual else "real",
+                **counts,
+                "hit_rate": counts["hits"] / requests if requests else 1.0,
+                "wall_seconds": self.clock.elapsed(),
+                **{f"{kind}_seconds": seconds for kind, seconds in self.clock.totals.items()},
+                "link_seconds": self._link.busy_seconds - self._link_seconds_before,
+                "peak_slot_bytes": self.pool.peak_bytes,
+            }
+
+    def reset_stats(self) -> None:
+        """Starts all counts, the clock's totals and the peak anew; the cache stays as it is."""
+        with self._changed:
+            self._counts = dict.fromkeys(_COUNTS, 0)
+            self._link_seconds_before = self._link.busy_seconds
+            self.pool.peak_bytes = self.pool.live_bytes
+            self.clock.reset_totals()
+
+    def close(self) -> None:
+        """Ends the link and frees the slots' device memory."""
+        self._link.close()
+        self.pool.delete()
+
+    def __enter__(self) -> "ExpertCacheEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

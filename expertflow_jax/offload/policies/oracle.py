@@ -1,0 +1,50 @@
+"""The upper bound: the true future is known. Belady's victim, and prefetch in the order of next use, doing no harm.
+
+Cao et al. 1995 (integrated prefetching and caching) give the rules: fetch what is needed next, evict what is needed
+last, and never evict for a prefetch what is needed before it. Time is counted in layer-steps from the beginning of
+the step at hand. Axes: H steps of the horizon, L MoE layers, E experts.
+"""
+
+import numpy as np
+
+from expertflow_jax.offload.policies.base import CachePolicy
+from expertflow_jax.offload.slots import SlotPool
+
+NEVER = np.iinfo(np.int32).max
+
+
+class Oracle(CachePolicy):
+    """Belady with prefetch; wants a horizon of zeros and ones."""
+
+    name = "oracle"
+    uses_forecast = True
+
+    def attach(self, slots: SlotPool) -> None:
+        super().attach(slots)
+        self.begin_step(None)
+
+    def begin_step(self, horizon: np.ndarray | None) -> None:
+        shape = (self.num_layers, self.num_experts)
+        used = np.zeros((1, *shape), bool) if horizon is None else np.asarray(horizon) > 0.5
+        layers = np.arange(self.num_layers, dtype=np.int32)[:, None]
+        following = np.full(shape, NEVER, np.int32)
+        for h in range(len(used) - 1, 0, -1):
+            following = np.where(used[h], h * self.num_layers + layers, following)
+        self._following = following
+        self._next_use = np.where(used[0], layers, following).reshape(-1)
+
+    def observe(self, layer: int, experts: np.ndarray) -> None:
+        row = slice(layer * self.num_experts, (layer + 1) * self.num_experts)
+        self._next_use[row] = self._following[layer]
+
+    def next_prefetch(self) -> int:
+        absent = np.where(self.slots.slot_of < 0, self._next_use, NEVER)
+        key = int(absent.argmin())
+        return key if absent[key] < NEVER else -1
+
+    def victim(self, key: int, candidates: np.ndarray, urgent: bool) -> int:
+        next_use = self._next_use[self.slots.key_of[candidates]]
+        furthest = next_use.max()
+        if not urgent and furthest <= self._next_use[key]:
+            return -1
+        return super().victim(key, candidates[next_use == furthest], urgent)

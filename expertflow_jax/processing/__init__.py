@@ -1,0 +1,1 @@
+"""Tokenizer, chat template and image preprocessing, as the Hugging Face processor does them."""

@@ -1,0 +1,52 @@
+"""A task's examples made ready once for all cells: encoded prompts, and each sequence's forecast for the scheduler.
+
+Axes: W sequences, L MoE layers, E experts.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from expertflow_jax.inference.batching import Prompt, pad_prompts
+from expertflow_jax.inference.loading import LoadedModel
+from expertflow_jax.predictor import Predictor
+from expertflow_jax.tasks.base import Example, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskData:
+    """Examples of one task with their encoded prompts, in the same order."""
+
+    task: Task
+    examples: list[Example]
+    prompts: list[Prompt]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, image tokens included."""
+        return sum(len(p.input_ids) for p in self.prompts)
+
+
+def encode(model: LoadedModel, example: Example) -> Prompt:
+    """Chat template, tokenizer and image preprocessing of the model's own processor."""
+    text = model.processor.apply_chat_template(example.messages, add_generation_prompt=True)
+    inputs = model.processor.encode(text, [example.image] if example.image is not None else [])
+    return Prompt(inputs.input_ids, inputs.pixel_values, inputs.image_grid_thw)
+
+
+def prepare(model: LoadedModel, task: Task, limit: int) -> TaskData:
+    """Reads and encodes `limit` examples (all with 0)."""
+    examples = task.examples(limit or None)
+    return TaskData(task, examples, [encode(model, example) for example in examples])
+
+
+def signatures(model: LoadedModel, predictor: Predictor, data: TaskData, batch_size: int) -> np.ndarray:
+    """Forecast of every sequence's prompt, P(sequence uses expert): float32 [W, L, E]."""
+    found = []
+    for start in range(0, len(data.prompts), batch_size):
+        prompts = data.prompts[start : start + batch_size]
+        batch = pad_prompts(model.stages.config, prompts, batch_size)
+        x, _ = model.embed(batch)
+        use, _ = predictor.forecast(x, batch.lengths)
+        found.append(np.asarray(use)[: len(prompts)])
+    return np.concatenate(found)
