@@ -1,1 +1,1 @@
-"""The expert cache engine: host store, device slots, link, cache and miss policies, budget. (DESIGN section 7.)"""
+"""The expert cache engine: host store, slots, link, cache and miss policies, budget. (DESIGN section 7.)"""

@@ -1,9 +1,11 @@
-"""Time for the offload engine: virtual (decided by stated costs, reproducible bit for bit) or real. (DESIGN section 7.)
+"""Time for the offload engine: virtual (decided by stated costs, reproducible bit for bit) or real. (DESIGN
+section 7.)
 
-Both keep totals of seconds by kind and, on request, a timeline of (lane, name, start, end) for a trace viewer.
-Kinds: `compute` (stages on the device), `stall` (compute waits for experts to arrive), `predictor` (the forecast's
-own cost), `host` (bookkeeping). Under the real clock compute runs asynchronously, so a stall is the time that the
-host waited: an upper bound on what the device waited.
+Both keep totals of seconds by kind and, on request, a timeline of (lane, name, start, end) for a trace
+viewer.
+Kinds: `compute` (stages on the device), `stall` (compute waits for experts to arrive), `predictor` (the
+forecast's own cost), `host` (bookkeeping). Under the real clock compute runs asynchronously, so a stall is
+the time that the host waited: an upper bound on what the device waited.
 """
 
 import contextlib

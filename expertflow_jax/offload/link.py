@@ -1,9 +1,11 @@
-"""The link from host to device: what it is said to do, and its virtual form. (DESIGN section 7; worker.py is the real one.)
+"""The link from host to device: what it is said to do, and its virtual form. (DESIGN section 7; worker.py is
+the real one.)
 
-A link carries one transfer after another, each for bytes / bandwidth, and an expert arrives a latency after its last
-byte; a short window bounds how many are under way, since none can be recalled. It *pulls*: whenever it is free it
-asks the engine for the next transfer, which is when a victim is chosen, so that nothing waits in a queue behind which
-a correction would stand. Kinds: `direct` (whatever the hardware does) and `emulated` (no sooner than a stated link).
+A link carries one transfer after another, each for bytes / bandwidth, and an expert arrives a latency after
+its last byte; a short window bounds how many are under way, since none can be recalled. It *pulls*: whenever
+it is free it asks the engine for the next transfer, which is when a victim is chosen, so that nothing waits
+in a queue behind which a correction would stand. Kinds: `direct` (whatever the hardware does) and `emulated`
+(no sooner than a stated link).
 """
 
 import collections
@@ -109,8 +111,8 @@ class TransferLink(Protocol):
     def pump(self, changed: bool) -> None:
         """Lets everything happen that is due by now.
 
-        The engine calls it with False before it changes anything, and with True after it changed something that
-        may let a transfer start.
+        The engine calls it with False before it changes anything, and with True after it changed something
+        that may let a transfer start.
         """
 
     def wait(self) -> None:
@@ -126,9 +128,9 @@ class TransferLink(Protocol):
 class VirtualLink:
     """Arrivals computed from bytes and bandwidth on a virtual clock: a deterministic event simulation.
 
-    Events happen at their own times, in order, whenever the engine looks (`pump`): arrivals first, then a new start
-    if the link is free and the window open. The engine's state changes only in its calls, so looking late changes
-    nothing. `direct` takes no time here.
+    Events happen at their own times, in order, whenever the engine looks (`pump`): arrivals first, then a new
+    start if the link is free and the window open. The engine's state changes only in its calls, so looking
+    late changes nothing. `direct` takes no time here.
     """
 
     def __init__(self, spec: LinkSpec, clock: Clock, window: int = 2):
@@ -179,7 +181,9 @@ class VirtualLink:
 
     def wait(self) -> None:
         if not self._under_way:
-            raise AssertionError("compute waits for an expert, but nothing travels and no slot may be evicted")
+            raise AssertionError(
+                "compute waits for an expert, but nothing travels and no slot may be evicted"
+            )
         self._clock.wait_until(self._under_way[0].end, "stall")
         self.pump(changed=False)
 

@@ -1,10 +1,12 @@
-"""What a layer does about experts that have not arrived: wait (lossless), drop them, or substitute others. Pure NumPy.
+"""What a layer does about experts that have not arrived: wait (lossless), drop them, or substitute others.
+Pure NumPy.
 
-Weights follow the models' own rule that they come from the router's probabilities of the experts that run and keep
-the token's total: cache-conditional routing (2412.00099) changes only the choice and leaves weights to the router;
-BuddyMoE (2511.10054) runs a cached expert in the place of the missing one. So a token whose experts all arrived is
-left untouched bit for bit; any other one has its weights rescaled to its original total over what runs (for models
-with renormalised top-k that total is 1), and a token left with nothing keeps only its residual stream.
+Weights follow the models' own rule that they come from the router's probabilities of the experts that run and
+keep the token's total: cache-conditional routing (2412.00099) changes only the choice and leaves weights to
+the router; BuddyMoE (2511.10054) runs a cached expert in the place of the missing one. So a token whose
+experts all arrived is left untouched bit for bit; any other one has its weights rescaled to its original
+total over what runs (for models with renormalised top-k that total is 1), and a token left with nothing keeps
+only its residual stream.
 Axes: N tokens, K top-k, E experts.
 """
 
@@ -83,10 +85,12 @@ class Drop:
 
 
 class Substitute:
-    """A missing expert gives way to the arrived one that the router likes best and the token does not use yet.
+    """A missing expert gives way to the arrived one that the router likes best and the token does not use
+    yet.
 
-    Missing ones are replaced in the order of K; ties in probability go to the lowest expert; where no expert is left
-    the choice is dropped. All weights of such a token are the router's probabilities of what runs, rescaled.
+    Missing ones are replaced in the order of K; ties in probability go to the lowest expert; where no expert
+    is left the choice is dropped. All weights of such a token are the router's probabilities of what runs,
+    rescaled.
     """
 
     name = "substitute"
@@ -130,5 +134,7 @@ def make_miss_policy(name: str) -> MissPolicy:
     """
     if name not in MISS_POLICIES:
         near = difflib.get_close_matches(name, MISS_POLICIES, n=1, cutoff=0.0)[0]
-        raise InputError(f"miss policy {name!r} does not exist; did you mean {near!r}? Known: {', '.join(MISS_POLICIES)}")
+        raise InputError(
+            f"miss policy {name!r} does not exist; did you mean {near!r}? Known: {', '.join(MISS_POLICIES)}"
+        )
     return MISS_POLICIES[name]()

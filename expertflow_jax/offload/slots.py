@@ -1,13 +1,15 @@
 """The device tier: a fixed number of expert slots, each one device buffer, any of which may serve any layer.
 
-One buffer per slot rather than one pool array: a buffer is what XLA orders and donates, so a write into one slot
-never waits for a running step that reads the others (measured: 83 ms against 0.2 ms), and nothing copies a pool.
-On the CPU backend a slot is overwritten in place through donation, 0.1 to 0.6 of the time of a fresh buffer (no new
-pages; the write waits for readers of that slot alone); elsewhere the evicted buffer is deleted and the expert put
-directly, because only a plain `device_put` travels on the GPU's copy stream beside compute.
+One buffer per slot rather than one pool array: a buffer is what XLA orders and donates, so a write into one
+slot never waits for a running step that reads the others (measured: 83 ms against 0.2 ms), and nothing copies
+a pool. On the CPU backend a slot is overwritten in place through donation, 0.1 to 0.6 of the time of a fresh
+buffer (no new pages; the write waits for readers of that slot alone); elsewhere the evicted buffer is deleted
+and the expert put directly, because only a plain `device_put` travels on the GPU's copy stream beside
+compute.
 
-A slot is EMPTY, MOVING (reserved for an expert on its way) or READY. Its generation counts reservations: an arrival
-of an older generation is refused, so a slot freed and reused in mid-transfer cannot be published wrongly (ABA).
+A slot is EMPTY, MOVING (reserved for an expert on its way) or READY. Its generation counts reservations: an
+arrival of an older generation is refused, so a slot freed and reused in mid-transfer cannot be published
+wrongly (ABA).
 Axes: S slots, L MoE layers, E experts, P numbers in an expert. A key is layer * E + expert.
 """
 
@@ -83,9 +85,13 @@ class SlotPool:
         return (slots >= 0) & (self.state[slots] == READY)
 
     def reserve(self, slot: int, key: int, tick: int) -> int:
-        """Gives `slot` to the expert `key` that is about to travel; returns the evicted key, -1 if it was empty."""
+        """Gives `slot` to the expert `key` that is about to travel; returns the evicted key, -1 if it was
+        empty.
+        """
         if self.pinned[slot] or self.state[slot] == MOVING or self.slot_of[key] >= 0:
-            raise AssertionError(f"slot {slot} cannot be given to expert {key}: in use, or the expert has one")
+            raise AssertionError(
+                f"slot {slot} cannot be given to expert {key}: in use, or the expert has one"
+            )
         evicted = int(self.key_of[slot])
         if evicted >= 0:
             self.slot_of[evicted] = -1
@@ -129,7 +135,7 @@ class SlotPool:
         self.live_bytes += kept
 
     def publish(self, slot: int, generation: int) -> bool:
-        """Marks an arrived expert usable, unless the slot has been given away since; returns whether it did."""
+        """Marks an arrived expert usable, unless its slot has been given away since; returns whether."""
         if self.generation[slot] != generation or self.state[slot] != MOVING:
             return False
         self.state[slot] = READY

@@ -1,9 +1,10 @@
 """The host tier: every expert of the model as one contiguous flat buffer in pinned host memory.
 
-One buffer per expert, so that one transfer moves all its matrices at full bandwidth (imp #236 measured 2 pageable
-copies at 9.6 GB/s against 1 pinned at 32.4). Experts are read-only: an evicted one is never copied back.
-Axes: L MoE layers, E experts, P numbers in an expert (see `models.experts.ExpertLayout`), D model width, F expert
-width.
+One buffer per expert, so that one transfer moves all its matrices at full bandwidth (imp #236 measured 2
+pageable copies at 9.6 GB/s against 1 pinned at 32.4). Experts are read-only: an evicted one is never copied
+back.
+Axes: L MoE layers, E experts, P numbers in an expert (see `models.experts.ExpertLayout`), D model width, F
+expert width.
 """
 
 from typing import Any, Protocol
@@ -57,7 +58,8 @@ class ExpertStore:
         self.put_flat(layer, expert, np.asarray(self.layout.pack(gate_up, down)))
 
     def put_flat(self, layer: int, expert: int, flat: np.ndarray) -> None:
-        """Stores one expert from its flat form [P]; the data is copied (`device_put` may alias aligned NumPy memory).
+        """Stores one expert from its flat form [P]; the data is copied (`device_put` may alias aligned NumPy
+        memory).
 
         Raises:
           InputError: the indices or the size do not belong to this model.
@@ -69,8 +71,8 @@ class ExpertStore:
             )
         if flat.shape != (self.layout.size,):
             raise InputError(
-                f"expert {expert} of layer {layer} has {flat.size} numbers, the config says {self.layout.size}; "
-                "check the checkpoint against its config"
+                f"expert {expert} of layer {layer} has {flat.size} numbers, the config says "
+                f"{self.layout.size}; check the checkpoint against its config"
             )
         own = np.array(flat, dtype=self.layout.dtype, copy=True)
         own.flags.writeable = False
@@ -89,7 +91,9 @@ class ExpertStore:
         buffer = self._buffers[key]
         if buffer is None:
             layer, expert = divmod(key, self.num_experts)
-            raise InputError(f"expert {expert} of layer {layer} was never loaded; the checkpoint is incomplete")
+            raise InputError(
+                f"expert {expert} of layer {layer} was never loaded; the checkpoint is incomplete"
+            )
         return buffer
 
     @property

@@ -1,1 +1,1 @@
-"""The engine against a virtual clock: compute cost models and replay of recorded routing. (DESIGN section 7.)"""
+"""The engine on a virtual clock: compute cost models, replay of recorded routing. (DESIGN section 7.)"""

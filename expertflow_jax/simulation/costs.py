@@ -1,7 +1,8 @@
-"""How long each stage of a step takes on the virtual clock: straight lines fitted to measurements. (DESIGN section 7.)
+"""How long each stage of a step takes on the virtual clock: straight lines fitted to measurements. (DESIGN
+section 7.)
 
-A study on the virtual clock spends these seconds, so that arrivals depend on the config alone. `eval.calibrate`
-records them once per machine and model; the file is committed with the configs.
+A study on the virtual clock spends these seconds, so that arrivals depend on the config alone.
+`eval.calibrate` records them once per machine and model; the file is committed with the configs.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ class Line:
 
     @staticmethod
     def fit(units: Sequence[float], seconds: Sequence[float]) -> "Line":
-        """Least squares with both coefficients at least zero; relative errors count, so short stages fit too."""
+        """Least squares of relative errors, so that short stages fit too; both coefficients at least zero."""
         from scipy.optimize import nnls
 
         x, y = np.asarray(units, float), np.asarray(seconds, float)
@@ -94,7 +95,9 @@ class ComputeCosts:
             raise InputError(f"{where}: {error!r}; record the costs again with eval.calibrate") from error
         numbers = [n for line in lines.values() for n in (line.base, line.per_unit)] + [costs.per_expert]
         if not all(0 <= n < float("inf") for n in numbers):
-            raise InputError(f"{where}: a cost is negative or not finite; record the costs again with eval.calibrate")
+            raise InputError(
+                f"{where}: a cost is negative or not finite; record the costs again with eval.calibrate"
+            )
         return costs
 
     @staticmethod
@@ -106,5 +109,7 @@ class ComputeCosts:
         try:
             text = Path(path).read_text()
         except OSError as error:
-            raise InputError(f"compute costs {path}: {error.strerror}; record them with eval.calibrate") from error
+            raise InputError(
+                f"compute costs {path}: {error.strerror}; record them with eval.calibrate"
+            ) from error
         return ComputeCosts.from_json(text, str(path))

@@ -1,4 +1,5 @@
-"""Replays recorded routing through the engine on a virtual clock, without a model: what a policy would have done.
+"""Replays recorded routing through the engine on a virtual clock, without a model: what a policy would have
+done.
 
 Axes: H steps of the horizon, L MoE layers, E experts.
 """
@@ -37,7 +38,8 @@ def true_horizons(steps: Sequence[ReplayStep], look_ahead: int = 8) -> list[Repl
     """The same steps with what really follows as their forecast (for the oracle)."""
     needed = [step.needed.astype(np.float32) for step in steps]
     return [
-        dataclasses.replace(step, horizon=np.stack(needed[i : i + look_ahead])) for i, step in enumerate(steps)
+        dataclasses.replace(step, horizon=np.stack(needed[i : i + look_ahead]))
+        for i, step in enumerate(steps)
     ]
 
 

@@ -1,16 +1,16 @@
-"""What a cache policy decides: which expert travels next unasked, and which one makes room. One file per system.
+"""What a cache policy decides: which expert travels next unasked, and which one makes room. One file per
+system.
 
-To add a policy: subclass `CachePolicy`, override what differs, and name it in `policies/__init__.py`. The engine
-does the rest: it counts, moves bytes, keeps what the running layer needs, and asks at the moment a transfer starts.
-A policy only reads `self.slots` (see `SlotPool`: `slot_of`, `key_of`, `last_used`). It must be a deterministic
-function of what it was told; ties go to the lowest (layer, expert).
+To add a policy: subclass `CachePolicy`, override what differs, and name it in `policies/__init__.py`. The
+engine does the rest: it counts, moves bytes, keeps what the running layer needs, and asks at the moment a
+transfer starts. A policy only reads `self.slots` (see `SlotPool`: `slot_of`, `key_of`, `last_used`). It must
+be a deterministic function of what it was told; ties go to the lowest (layer, expert).
 Axes: H steps of the horizon, L MoE layers, E experts, S slots, N tokens. A key is layer * E + expert.
 """
 
 import numpy as np
 
 from expertflow_jax.offload.slots import SlotPool
-
 
 
 class CachePolicy:
@@ -37,28 +37,33 @@ class CachePolicy:
         self._everywhere = slice(0, slots.num_slots)
 
     def begin_step(self, horizon: np.ndarray | None) -> None:
-        """A step begins. horizon float32 [H, L, E]: probability that this step (row 0) and the following ones use
-        each expert; None if nobody forecasts."""
+        """A step begins. horizon float32 [H, L, E]: probability that this step (row 0) and the following ones
+        use each expert; None if nobody forecasts.
+        """
 
     def observe(self, layer: int, experts: np.ndarray) -> None:
         """The router of `layer` has chosen: experts int32 [n], ascending. They are safe until computed."""
 
     def observe_hidden(self, layer: int, router_probs: np.ndarray) -> None:
-        """What the router of MoE layer `layer`, still ahead, says of the present hidden state: float32 [N, E]."""
+        """What the router of MoE layer `layer`, still ahead, says of the present hidden state: float32 [N,
+        E].
+        """
 
     def home(self, layer: int) -> slice:
         """Slots that may hold experts of `layer`; at least one."""
         return self._everywhere
 
     def next_prefetch(self) -> int:
-        """Key of the expert that should travel now because it will be needed, absent from the slots; -1 for none.
+        """Key of the expert that should travel now because it will be needed, absent from the slots; -1 for
+        none.
 
         Called whenever the link is free and nothing urgent waits.
         """
         return -1
 
     def victim(self, key: int, candidates: np.ndarray, urgent: bool) -> int:
-        """The slot to overwrite so that expert `key` can travel; -1 refuses, which only an urgent one may not be.
+        """The slot to overwrite so that expert `key` can travel; -1 refuses, which only an urgent one may not
+        be.
 
         Args:
           candidates: int64 [n], n >= 1, the slots of `home` that nothing needs now.

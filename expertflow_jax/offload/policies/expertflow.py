@@ -1,10 +1,12 @@
-"""ExpertFlow's predictive expert cache (2410.17954, section on the cache): the forecast decides what comes and goes.
+"""ExpertFlow's predictive expert cache (2410.17954, section on the cache): the forecast decides what comes
+and goes.
 
-The paper prefetches along the predicted path and evicts what it does not foresee; how to weigh an uncertain forecast
-it leaves open. Here every expert has one *value*: the hits that a slot may expect from it per layer-step it would
-hold it, the probability of its next use divided by the distance to it, summed over when that may be (hit density;
-with a certain forecast this is Belady's order). Beyond the horizon a running frequency per expert stands in. The
-absent expert of the highest value travels if it beats the lowest value in the slots.
+The paper prefetches along the predicted path and evicts what it does not foresee; how to weigh an uncertain
+forecast it leaves open. Here every expert has one *value*: the hits that a slot may expect from it per
+layer-step it would hold it, the probability of its next use divided by the distance to it, summed over when
+that may be (hit density; with a certain forecast this is Belady's order). Beyond the horizon a running
+frequency per expert stands in. The absent expert of the highest value travels if it beats the lowest value in
+the slots.
 Axes: H steps of the horizon, L MoE layers, E experts.
 """
 
@@ -39,12 +41,16 @@ class ExpertFlow(CachePolicy):
             horizon = self._frequency[None]
         p = np.asarray(horizon, np.float64)
         H = len(p)
-        f = np.zeros((H, *p.shape[1:])); rem = np.ones(p.shape[1:])
-        f1 = np.zeros_like(f); rem1 = np.ones_like(rem)
+        f = np.zeros((H, *p.shape[1:]))
+        rem = np.ones(p.shape[1:])
+        f1 = np.zeros_like(f)
+        rem1 = np.ones_like(rem)
         for h in range(H):
-            f[h] = rem * p[h]; rem = rem * (1 - p[h])
+            f[h] = rem * p[h]
+            rem = rem * (1 - p[h])
             if h:
-                f1[h] = rem1 * p[h]; rem1 = rem1 * (1 - p[h])
+                f1[h] = rem1 * p[h]
+                rem1 = rem1 * (1 - p[h])
         self._f, self._rem = f, rem
         self._f1, self._rem1 = f1, rem1
         self._position = -1

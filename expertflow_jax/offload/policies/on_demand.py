@@ -1,4 +1,6 @@
-"""Plain offloading: an expert travels when a layer asks for it, into the slot used least recently, whatever its layer."""
+"""Plain offloading: an expert travels when a layer asks for it, into the slot used least recently, whatever
+its layer.
+"""
 
 from expertflow_jax.offload.policies.base import CachePolicy
 

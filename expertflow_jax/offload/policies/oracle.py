@@ -1,8 +1,9 @@
-"""The upper bound: the true future is known. Belady's victim, and prefetch in the order of next use, doing no harm.
+"""The upper bound: the true future is known. Belady's victim, and prefetch in the order of next use, doing no
+harm.
 
-Cao et al. 1995 (integrated prefetching and caching) give the rules: fetch what is needed next, evict what is needed
-last, and never evict for a prefetch what is needed before it. Time is counted in layer-steps from the beginning of
-the step at hand. Axes: H steps of the horizon, L MoE layers, E experts.
+Cao et al. 1995 (integrated prefetching and caching) give the rules: fetch what is needed next, evict what is
+needed last, and never evict for a prefetch what is needed before it. Time is counted in layer-steps from the
+beginning of the step at hand. Axes: H steps of the horizon, L MoE layers, E experts.
 """
 
 import numpy as np

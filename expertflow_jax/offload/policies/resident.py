@@ -1,4 +1,6 @@
-"""Everything on the device: as many slots as experts, filled before timing starts. The reference of every study."""
+"""Everything on the device: as many slots as experts, filled before timing starts. The reference of every
+study.
+"""
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.offload.policies.base import CachePolicy
