@@ -31,13 +31,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.vision.depth = 2
     config.vision.hidden_size = 64
     config.vision.num_heads = 4
-    config.vision.intermediate_size = 256
+    config.vision.intermediate_size = 128
     config.vision.deepstack_visual_indexes = (0,)
 
-    config.dense_share = 0.25  # training-only questions that read the whole grid, for quick perception
-    config.mmbench_share = 0.25  # questions in multiple-choice form
+    config.dense_share = 0.3  # training-only questions that read the whole grid, for quick perception
+    config.dense_steps = 5_000  # until this step
+    config.mmbench_every = 5  # every fifth batch is in multiple-choice form
     config.batch_size = 128
-    config.steps = 12_000
+    config.steps = 8_000
     config.learning_rate = 2e-3
     config.final_lr_fraction = 0.02
     config.warmup_steps = 300
@@ -45,7 +46,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.adam_b2 = 0.98
     config.clip_norm = 1.0
     config.ema_decay = 0.999
-    config.balance_weight = 0.003  # low: experts may specialise as long as the whole batch uses them all
+    config.balance_weight = (
+        0.01  # over the whole batch: experts may specialise as long as the whole batch uses them all
+    )
 
     config.log_every = 50
     config.eval_every = 1_000

@@ -1,6 +1,6 @@
 """The whole grid: all policies x schedulers x miss policies x eight cache sizes x three seeds, on all examples.
 
-    python -m eval.study --config=configs/full.py --workdir=runs/full
+python -m eval.study --config=configs/full.py --workdir=runs/full
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """The study that the README's first command runs: both tasks, every policy, scheduler and miss policy, four sizes.
 
-    python -m eval.study --config=configs/quickstart.py --workdir=runs/quickstart
+python -m eval.study --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 import ml_collections

@@ -19,7 +19,14 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import nnx
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe, Qwen3VLMoeConfig
@@ -32,7 +39,11 @@ State = dict[str, Any]
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """AdamW with warm-up and cosine decay; weight decay on matrices only."""
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, config.warmup_steps, config.steps, config.learning_rate * config.final_lr_fraction
+        0.0,
+        config.learning_rate,
+        config.warmup_steps,
+        config.steps,
+        config.learning_rate * config.final_lr_fraction,
     )
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
@@ -150,7 +161,9 @@ def train(
                 if index % config.log_every == 0 or last:
                     metrics = {k: float(v) for k, v in measured.items()}
                     if not math.isfinite(metrics["loss"]):
-                        raise FloatingPointError(f"loss is {metrics['loss']} at step {index}; lower learning_rate")
+                        raise FloatingPointError(
+                            f"loss is {metrics['loss']} at step {index}; lower learning_rate"
+                        )
                     seconds = (time.perf_counter() - began) / (index - first + 1)
                     metrics |= {"step": index, "seconds_per_step": seconds}
                     if (index and index % config.eval_every == 0) or last:
@@ -166,7 +179,9 @@ def train(
     return nnx.merge(graphdef, state["average"]), metrics
 
 
-def _held_out_metrics(evaluate: Callable, params: nnx.State, batches: list[tuple[str, Batch]]) -> dict[str, float]:
+def _held_out_metrics(
+    evaluate: Callable, params: nnx.State, batches: list[tuple[str, Batch]]
+) -> dict[str, float]:
     matches: dict[str, list[np.ndarray]] = {}
     distinct = []
     for name, batch in batches:
@@ -198,4 +213,6 @@ def _check_same_run(path: Path, config: ml_collections.ConfigDict) -> None:
     found = json.loads(path.read_text())
     changed = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
     if changed:
-        raise InputError(f"{path}: this workdir was started with other values of {', '.join(changed)}; use another --workdir")
+        raise InputError(
+            f"{path}: this workdir was started with other values of {', '.join(changed)}; use another --workdir"
+        )

@@ -1,0 +1,63 @@
+"""What `train.moe` needs to train on digit scenes: the model config of a training config, and the forward pass."""
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+
+from expertflow_jax.models.qwen3_vl_moe import (
+    ForwardOutput,
+    Qwen3VLMoe,
+    Qwen3VLMoeConfig,
+    TextConfig,
+    VisionConfig,
+    same_size_positions,
+)
+from expertflow_jax.tasks.digit_scenes import processor_files as files
+from expertflow_jax.tasks.digit_scenes.stream import PATCHES_PER_SIDE
+
+
+def model_config(config: ml_collections.ConfigDict) -> Qwen3VLMoeConfig:
+    """The architecture that `config.text` and `config.vision` name, with the benchmark's tokens and patches."""
+    tokenizer = files.build_tokenizer()
+    text = TextConfig(vocab_size=files.vocab_size(), **_plain(config.text))
+    vision = VisionConfig(
+        out_hidden_size=config.text.hidden_size,
+        patch_size=files.PATCH,
+        temporal_patch_size=1,
+        spatial_merge_size=files.MERGE,
+        num_position_embeddings=PATCHES_PER_SIDE**2,
+        **_plain(config.vision),
+    )
+    made = Qwen3VLMoeConfig(
+        text,
+        vision,
+        image_token_id=tokenizer.token_to_id(files.IMAGE_PAD),
+        video_token_id=tokenizer.token_to_id(files.VIDEO_PAD),
+        vision_start_token_id=tokenizer.token_to_id(files.VISION_START),
+        vision_end_token_id=tokenizer.token_to_id(files.VISION_END),
+    )
+    made.validate()
+    return made
+
+
+def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, (list, tuple)) else value for key, value in config.items()}
+
+
+def make_forward(model: Qwen3VLMoeConfig) -> Callable[[Qwen3VLMoe, dict[str, Any]], ForwardOutput]:
+    """The whole model on one of `stream.encode`'s batches."""
+    where = same_size_positions(model, PATCHES_PER_SIDE, PATCHES_PER_SIDE)
+
+    def forward(module: Qwen3VLMoe, batch: dict[str, Any]) -> ForwardOutput:
+        image_embeds, deepstack = module.vision_stage(batch["pixel_values"], where)
+        return module.forward(
+            batch["input_ids"],
+            batch["positions"],
+            batch["lengths"],
+            image_embeds,
+            deepstack,
+            batch["image_index"],
+        )
+
+    return forward
