@@ -39,9 +39,7 @@ def parse_bytes(amount: str | int) -> int:
             number = -1
         if number >= 0:
             return number
-    raise InputError(
-        f'memory {amount!r}: write a number of bytes, or a text such as "8GiB", "512MiB" or "1.5GB"'
-    )
+    raise InputError(f'memory {amount!r}: write a number of bytes, or a text such as "8GiB", "512MiB" or "1.5GB"')
 
 
 def format_bytes(nbytes: int) -> str:

@@ -93,9 +93,7 @@ class ExpertCacheEngine:
           InputError: fewer than one slot, or fewer than the policy needs; an unknown policy or link.
         """
         if num_slots < 1:
-            raise InputError(
-                f"{num_slots} expert slots: at least 1 is needed; raise memory_budget or cache_fraction"
-            )
+            raise InputError(f"{num_slots} expert slots: at least 1 is needed; raise memory_budget or cache_fraction")
         self.store = store
         self.num_slots = min(num_slots, store.num_layers * store.num_experts)
         self.clock = clock or VirtualClock()
@@ -104,7 +102,6 @@ class ExpertCacheEngine:
         self.policy.attach(self.pool)
         self._changed = threading.Condition(threading.RLock())
         self._link = self._make_link(LinkSpec.parse(link), window)
-        self._link.attach(self)
         self._urgent: collections.deque[int] = collections.deque()
         self._background: dict[int, None] = {}  # a queue without repeats
         self._needed: set[int] = set()  # asked for in this layer-step and not yet computed
@@ -113,6 +110,7 @@ class ExpertCacheEngine:
         self._tick = 0
         self._counts = dict.fromkeys(_COUNTS, 0)
         self.reset_stats()
+        self._link.attach(self)
 
     def _make_link(self, spec: LinkSpec, window: int | None) -> TransferLink:
         if self.clock.virtual:
@@ -223,9 +221,7 @@ class ExpertCacheEngine:
                 del self._background[next(iter(self._background))]
             self._link.pump(changed=True)
 
-    def rounds(
-        self, layer: int, experts: np.ndarray
-    ) -> Iterator[tuple[tuple[int, ...], tuple[jax.Array, ...]]]:
+    def rounds(self, layer: int, experts: np.ndarray) -> Iterator[tuple[tuple[int, ...], tuple[jax.Array, ...]]]:
         """Serves a layer-step: yields (experts, their device buffers [P]) until every expert has been served
         once.
 

@@ -181,9 +181,7 @@ class VirtualLink:
 
     def wait(self) -> None:
         if not self._under_way:
-            raise AssertionError(
-                "compute waits for an expert, but nothing travels and no slot may be evicted"
-            )
+            raise AssertionError("compute waits for an expert, but nothing travels and no slot may be evicted")
         self._clock.wait_until(self._under_way[0].end, "stall")
         self.pump(changed=False)
 

@@ -89,9 +89,7 @@ class SlotPool:
         empty.
         """
         if self.pinned[slot] or self.state[slot] == MOVING or self.slot_of[key] >= 0:
-            raise AssertionError(
-                f"slot {slot} cannot be given to expert {key}: in use, or the expert has one"
-            )
+            raise AssertionError(f"slot {slot} cannot be given to expert {key}: in use, or the expert has one")
         evicted = int(self.key_of[slot])
         if evicted >= 0:
             self.slot_of[evicted] = -1

@@ -91,9 +91,7 @@ class ExpertStore:
         buffer = self._buffers[key]
         if buffer is None:
             layer, expert = divmod(key, self.num_experts)
-            raise InputError(
-                f"expert {expert} of layer {layer} was never loaded; the checkpoint is incomplete"
-            )
+            raise InputError(f"expert {expert} of layer {layer} was never loaded; the checkpoint is incomplete")
         return buffer
 
     @property

@@ -95,9 +95,7 @@ class ComputeCosts:
             raise InputError(f"{where}: {error!r}; record the costs again with eval.calibrate") from error
         numbers = [n for line in lines.values() for n in (line.base, line.per_unit)] + [costs.per_expert]
         if not all(0 <= n < float("inf") for n in numbers):
-            raise InputError(
-                f"{where}: a cost is negative or not finite; record the costs again with eval.calibrate"
-            )
+            raise InputError(f"{where}: a cost is negative or not finite; record the costs again with eval.calibrate")
         return costs
 
     @staticmethod
@@ -109,7 +107,5 @@ class ComputeCosts:
         try:
             text = Path(path).read_text()
         except OSError as error:
-            raise InputError(
-                f"compute costs {path}: {error.strerror}; record them with eval.calibrate"
-            ) from error
+            raise InputError(f"compute costs {path}: {error.strerror}; record them with eval.calibrate") from error
         return ComputeCosts.from_json(text, str(path))

@@ -37,10 +37,7 @@ class ReplayStep:
 def true_horizons(steps: Sequence[ReplayStep], look_ahead: int = 8) -> list[ReplayStep]:
     """The same steps with what really follows as their forecast (for the oracle)."""
     needed = [step.needed.astype(np.float32) for step in steps]
-    return [
-        dataclasses.replace(step, horizon=np.stack(needed[i : i + look_ahead]))
-        for i, step in enumerate(steps)
-    ]
+    return [dataclasses.replace(step, horizon=np.stack(needed[i : i + look_ahead])) for i, step in enumerate(steps)]
 
 
 def replay(

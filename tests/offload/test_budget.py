@@ -32,9 +32,7 @@ def test_amounts_are_read(amount, nbytes):
     assert parse_bytes(amount) == nbytes
 
 
-@pytest.mark.parametrize(
-    "amount", ["", "GiB", "8 gallons", "-1GiB", "1e9", "nan", "8GiBs", -1, 1.5, None, True, b"8"]
-)
+@pytest.mark.parametrize("amount", ["", "GiB", "8 gallons", "-1GiB", "1e9", "nan", "8GiBs", -1, 1.5, None, True, b"8"])
 def test_other_amounts_are_refused_with_an_example(amount):
     with pytest.raises(InputError, match=r"8GiB") as error:
         parse_bytes(amount)
@@ -86,9 +84,7 @@ def test_a_refusal_names_every_part():
         plan_memory(1024, None, **PARTS, **MODEL)
 
 
-@pytest.mark.parametrize(
-    ("fraction", "slots"), [(1.0, 24), (0.5, 12), (0.49, 11), (0.125, 3), (0.001, 1), (None, 24)]
-)
+@pytest.mark.parametrize(("fraction", "slots"), [(1.0, 24), (0.5, 12), (0.49, 11), (0.125, 3), (0.001, 1), (None, 24)])
 def test_a_fraction_is_rounded_down_to_at_least_one_slot(fraction, slots):
     plan = plan_memory(None, fraction, **PARTS, **MODEL)
     assert plan.slots == slots

@@ -23,7 +23,5 @@ def make_policy(name: str) -> CachePolicy:
     """
     if name not in POLICIES:
         near = difflib.get_close_matches(name, POLICIES, n=1, cutoff=0.0)[0]
-        raise InputError(
-            f"policy {name!r} does not exist; did you mean {near!r}? Known: {', '.join(POLICIES)}"
-        )
+        raise InputError(f"policy {name!r} does not exist; did you mean {near!r}? Known: {', '.join(POLICIES)}")
     return POLICIES[name]()

@@ -1,13 +1,16 @@
-"""ExpertFlow's predictive expert cache (2410.17954, section on the cache): the forecast decides what comes
-and goes.
+"""ExpertFlow's predictive expert cache (2410.17954, section on the cache): the forecast decides what comes and goes.
 
-The paper prefetches along the predicted path and evicts what it does not foresee; how to weigh an uncertain
-forecast it leaves open. Here every expert has one *value*: the hits that a slot may expect from it per
-layer-step it would hold it, the probability of its next use divided by the distance to it, summed over when
-that may be (hit density; with a certain forecast this is Belady's order). Beyond the horizon a running
-frequency per expert stands in. The absent expert of the highest value travels if it beats the lowest value in
-the slots.
-Axes: H steps of the horizon, L MoE layers, E experts.
+The paper prefetches along the predicted path and evicts what is not foreseen; how to weigh an uncertain
+forecast it leaves open. Here every expert has one *value*, the hits per layer-step that a slot may expect from
+holding it until its next use:
+
+    value = sum over steps h of P(first used in step h) / (layer-steps until then)
+            + P(not used within the horizon) / (layer-steps that a running frequency of the expert suggests)
+
+With a certain forecast this order is Belady's. The absent expert of the highest value travels, and only if it
+beats the lowest value in the slots. On made-up traces with forecasts of recall 0.6 to 0.95 this hit density
+led over exponential discounting and over expected distance, in hits and in time.
+Axes: H steps of the horizon, L MoE layers, E experts. A key is layer * E + expert.
 """
 
 import numpy as np
@@ -15,91 +18,88 @@ import numpy as np
 from expertflow_jax.offload.policies.base import CachePolicy
 from expertflow_jax.offload.slots import SlotPool
 
-MEMORY = 0.3  # weight of the latest step in the running frequency
+MEMORY = 0.1  # weight of the latest step in the running frequency
 FIRST_GUESS = 0.1  # frequency of an expert before its layer has been seen
+GAIN = 1.1  # a prefetch must be worth this many times its victim, and
+WORTH = 0.05  # be expected this often per step, or it stays: a third of all bytes saved, no hits lost
 
 
 class ExpertFlow(CachePolicy):
-    """Shared slots, prefetch by value, eviction of the lowest value."""
+    """Shared slots, prefetch by value, eviction of the lowest; without a horizon, frequencies are the forecast."""
 
     name = "expertflow"
     uses_forecast = True
-    mode = "hyper"
-    offset = 1.0
-    margin = 1.0
-    gamma = 0.9
 
     def attach(self, slots: SlotPool) -> None:
         super().attach(slots)
-        self._frequency = np.full((self.num_layers, self.num_experts), FIRST_GUESS)
-        self._layers = np.arange(self.num_layers, dtype=np.float64)[:, None]
+        self._frequency = np.full((self.num_layers, self.num_experts), FIRST_GUESS, np.float32)
+        self._layers = np.arange(self.num_layers, dtype=np.float32)
         self.begin_step(None)
 
     def begin_step(self, horizon: np.ndarray | None) -> None:
-        if horizon is None:
-            horizon = np.zeros((0, self.num_layers, self.num_experts))
-            horizon = self._frequency[None]
-        p = np.asarray(horizon, np.float64)
-        H = len(p)
-        f = np.zeros((H, *p.shape[1:]))
-        rem = np.ones(p.shape[1:])
-        f1 = np.zeros_like(f)
-        rem1 = np.ones_like(rem)
-        for h in range(H):
-            f[h] = rem * p[h]
-            rem = rem * (1 - p[h])
-            if h:
-                f1[h] = rem1 * p[h]
-                rem1 = rem1 * (1 - p[h])
-        self._f, self._rem = f, rem
-        self._f1, self._rem1 = f1, rem1
-        self._position = -1
-        self._value = None
+        uses = self._frequency[None] if horizon is None else horizon.astype(np.float32)
+        # P(first used in each step), P(not used at all); also from the next step on, for layers passed by
+        self._first, self._never = _first_uses(uses)
+        self._first_later, self._never_later = _first_uses(uses[1:])
+        self._layer = -1  # the last one that has asked
+        self._stale = True
 
     def observe(self, layer: int, experts: np.ndarray) -> None:
-        used = np.zeros(self.num_experts)
+        used = np.zeros(self.num_experts, np.float32)
         used[experts] = 1.0
         self._frequency[layer] += MEMORY * (used - self._frequency[layer])
-        self._f[:, layer] = self._f1[:, layer]
-        self._rem[layer] = self._rem1[layer]
-        self._position = layer
-        self._value = None
+        self._first[0, layer] = 0.0
+        self._first[1:, layer] = self._first_later[:, layer]
+        self._never[layer] = self._never_later[layer]
+        self._layer = layer
+        self._stale = True
 
-    def _values(self):
-        if self._value is None:
-            L = self.num_layers
-            v = 0.0
-            H = len(self._f)
-            pi = np.clip(self._frequency, 1e-3, 1 - 1e-3)
-            if self.mode == "hyper":
-                for h in range(H):
-                    d = h * L + self._layers - self._position + self.offset
-                    v = v + np.where(d > 0, self._f[h] / np.maximum(d, 0.5), 0)
-                dt = H * L + self._layers - self._position + self.offset
-                v = v + self._rem * pi / (pi * dt + L * (1 - pi))
-            elif self.mode == "exp":
-                g = self.gamma
-                for h in range(H):
-                    v = v + self._f[h] * g ** (h * L + self._layers - self._position)
-                gl = g**L
-                v = v + self._rem * g ** (H * L + self._layers - self._position) * pi / (1 - (1 - pi) * gl)
-            elif self.mode == "dist":
-                d = 0
-                for h in range(H):
-                    d = d + self._f[h] * (h * L + self._layers - self._position)
-                d = d + self._rem * (H * L + self._layers - self._position + L * (1 - pi) / pi)
-                v = 1 / d
-            self._value = v.reshape(-1)
-        return self._value
+    def _refresh(self) -> None:
+        """Values [L * E] as seen from the layer that asked last; in `_absent`, experts in slots have -1 instead.
+
+        Once per layer-step: an expert evicted since was the least of all, and is seen again at the next.
+        """
+        if not self._stale:
+            return
+        steps, layers = len(self._first), self.num_layers
+        ahead = self._layers - self._layer
+        value = np.zeros_like(self._never)
+        for h, first in enumerate(self._first):
+            distance = h * layers + ahead
+            value += first * (1 / np.where(distance > 0, distance, np.inf))[:, None].astype(np.float32)
+        # of an expert used with frequency q per step, the next use is L (1 - q) / q layer-steps later on average
+        wait = (steps * layers + ahead)[:, None] - layers
+        value += self._never * self._frequency / (wait * self._frequency + layers)
+        self._value = value.reshape(-1)
+        self._absent = np.where(self.slots.slot_of < 0, self._value, -1)
+        self._stale = False
 
     def next_prefetch(self) -> int:
-        v = np.where(self.slots.slot_of < 0, self._values(), -1.0)
-        return int(v.argmax())
+        self._refresh()
+        while True:
+            key = int(self._absent.argmax())
+            if self._absent[key] * self.num_layers < WORTH:
+                return -1
+            if self.slots.slot_of[key] < 0:
+                return key
+            self._absent[key] = -1
 
     def victim(self, key: int, candidates: np.ndarray, urgent: bool) -> int:
-        v = self._values()
-        value = v[self.slots.key_of[candidates]]
-        lowest = value.min()
-        if not urgent and lowest * self.margin >= v[key]:
+        self._refresh()
+        values = self._value[self.slots.key_of[candidates]]
+        lowest = values.min()
+        if not urgent and lowest * GAIN >= self._value[key]:
             return -1
-        return super().victim(key, candidates[value == lowest], urgent)
+        return super().victim(key, candidates[values == lowest], urgent)
+
+
+def _first_uses(uses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """From P(used in a step) [H, L, E], steps taken as independent: P(first used in it) [H, L, E], P(never)
+    [L, E].
+    """
+    first = np.empty_like(uses)
+    never = np.ones(uses.shape[1:], uses.dtype)
+    for h, use in enumerate(uses):
+        first[h] = never * use
+        never -= first[h]
+    return first, never

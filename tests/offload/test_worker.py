@@ -1,0 +1,132 @@
+"""The real link: the same experts as under the virtual clock, no faster than stated, failures shown where one waits."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from expertflow_jax.errors import InputError
+from expertflow_jax.offload.clock import RealClock
+from expertflow_jax.offload.engine import ExpertCacheEngine
+from expertflow_jax.offload.link import LinkSpec
+from expertflow_jax.offload.store import ExpertStore
+
+LAYERS, EXPERTS = 3, 6
+
+
+def random_steps(seed, steps):
+    random = np.random.default_rng(seed)
+    return random.random((steps, LAYERS, EXPERTS)) < 0.4
+
+
+def run(engine, needed, horizon):
+    """Serves all steps, checks every buffer, and returns how many experts were asked for."""
+    asked = 0
+    for step in range(len(needed)):
+        engine.begin_step(needed[step : step + 2].astype(np.float32) if horizon else None)
+        for layer in range(LAYERS):
+            experts = np.flatnonzero(needed[step, layer]).astype(np.int32)
+            served = []
+            for group, buffers in engine.rounds(layer, experts):
+                for expert, buffer in zip(group, buffers, strict=True):
+                    np.testing.assert_array_equal(np.asarray(buffer), layer * EXPERTS + expert)
+                served += group
+            assert sorted(served) == experts.tolist()
+            asked += len(experts)
+        engine.end_step()
+    return asked
+
+
+@pytest.mark.parametrize("link", ["direct", "emulated(0.001,50)"])
+@pytest.mark.parametrize("policy", ["on_demand", "cache_moe", "expertflow", "oracle"])
+@pytest.mark.parametrize("slots", [1, 2, 7, 18])
+def test_every_expert_is_delivered_at_any_number_of_slots(keyed_store, policy, link, slots):
+    with ExpertCacheEngine(keyed_store(LAYERS, EXPERTS), slots, policy, link, RealClock()) as engine:
+        engine.warm_up()
+        engine.reset_stats()
+        asked = run(engine, random_steps(slots, 6), engine.policy.uses_forecast)
+        stats = engine.stats()
+        assert stats["hits"] + stats["late"] + stats["misses"] == asked
+        assert stats["peak_slot_bytes"] <= slots * stats["expert_bytes"]
+        assert stats["clock"] == "real"
+        if slots == LAYERS * EXPERTS:
+            assert stats["hits"] == asked
+
+
+def test_an_emulated_link_takes_at_least_its_time(keyed_store):
+    spec = LinkSpec(gigabytes_per_second=64e-6, latency_us=2000)  # 1 ms for an expert of 64 bytes
+    with ExpertCacheEngine(keyed_store(LAYERS, EXPERTS), 1, "on_demand", spec, RealClock()) as engine:
+        engine.warm_up()
+        engine.reset_stats()
+        needed = np.ones((1, LAYERS, EXPERTS), bool)
+        start = time.perf_counter()
+        run(engine, needed, horizon=False)
+        passed = time.perf_counter() - start
+        stats = engine.stats()
+        # with one slot nothing overlaps: each missing expert costs its time on the link and the latency
+        assert passed >= (stats["late"] + stats["misses"]) * 3e-3
+        assert stats["stall_seconds"] <= passed
+        assert stats["link_seconds"] == pytest.approx(stats["bytes_transferred"] / 64e3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("latency", [10, 300])
+def test_emulated_bandwidth_is_within_five_percent(keyed_store, latency):
+    store = keyed_store(1, 64, 2**16)  # 256 KiB, 2 ms on the link
+    spec = LinkSpec(store.expert_bytes / 2e-3 / 1e9, latency)
+    with ExpertCacheEngine(store, 8, "on_demand", spec, RealClock()) as engine:
+        engine.warm_up()
+        errors = []
+        for _ in range(8):  # the first compiles; a busy machine delays others
+            engine.reset_stats()
+            engine.begin_step(None)
+            start = time.perf_counter()
+            for _ in engine.rounds(0, np.arange(64)):
+                pass
+            passed = time.perf_counter() - start
+            stats = engine.stats()
+            errors.append(passed / (stats["link_seconds"] + spec.latency_seconds) - 1)
+            assert stats["urgent_transfers"] >= 56
+    assert min(errors) == pytest.approx(0, abs=0.05)
+
+
+def test_a_failed_transfer_surfaces_where_compute_waits(keyed_store):
+    store = keyed_store(LAYERS, EXPERTS)
+    with ExpertCacheEngine(store, 4, "on_demand", "direct", RealClock()) as engine:
+        engine.warm_up()
+
+        def fail(slot, source):
+            raise OSError("the bus is gone")
+
+        engine.pool.write = fail
+        engine.begin_step(None)
+        with pytest.raises(RuntimeError, match="moving experts to the device failed: the bus is gone"):
+            list(engine.rounds(0, np.arange(EXPERTS)))
+        with pytest.raises(RuntimeError, match="the bus is gone"):
+            engine.begin_step(None)
+
+
+def test_an_expert_that_was_never_loaded_is_named(keyed_store):
+    whole = keyed_store(LAYERS, EXPERTS)
+    store = ExpertStore(whole.layout, LAYERS, EXPERTS)
+    for key in range(LAYERS * EXPERTS - 1):
+        store.put_flat(*divmod(key, EXPERTS), np.asarray(whole.source(key)))
+    with ExpertCacheEngine(store, 4, "on_demand", "direct", RealClock()) as engine:
+        engine.warm_up()
+        engine.begin_step(None)
+        with pytest.raises(InputError, match="expert 5 of layer 2 was never loaded"):
+            list(engine.rounds(2, np.array([5])))
+
+
+def test_closing_ends_the_thread_and_frees_the_slots(keyed_store):
+    before = threading.active_count()
+    engine = ExpertCacheEngine(keyed_store(LAYERS, EXPERTS), 4, "on_demand", "emulated(0.001,0)", RealClock())
+    engine.warm_up()
+    buffers = list(engine.pool.buffers)
+    engine.begin_step(None)
+    next(engine.rounds(1, np.arange(EXPERTS)))
+    engine.close()
+    engine.close()
+    assert threading.active_count() == before
+    assert all(buffer.is_deleted() for buffer in buffers)
