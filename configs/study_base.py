@@ -34,9 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seeds = (0,)
     config.bootstrap_samples = 2_000
 
-    config.clock = (
-        "virtual"  # arrivals by bytes / bandwidth and recorded compute costs: rows are reproducible
-    )
+    config.clock = "virtual"  # arrivals by bytes / bandwidth and recorded compute costs: rows are reproducible
     config.costs = "configs/costs/digit_scenes_moe_cpu.json"  # seconds per stage, recorded by eval.calibrate
     config.link = "emulated(0.25,2)"  # GB/s, microseconds: host to device
     config.blocks = ml_collections.ConfigDict()

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from expertflow_jax.offload.clock import Clock
-from expertflow_jax.predictor.runtime import Predictor, step_forecast
+from expertflow_jax.predictor.forecast import step_forecast
+from expertflow_jax.predictor.runtime import Predictor
 from expertflow_jax.simulation.costs import ComputeCosts
 
 

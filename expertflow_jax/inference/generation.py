@@ -82,6 +82,4 @@ def generate_batch(
         hidden = session.decode(sequences, x, active, forecaster.decode(x, active))
         logits = session.last_logits(hidden, active.astype(np.int32))
         step += 1
-    return [
-        Generated(answers[i], first_logits[i], digests[i].hexdigest(), bool(finished[i])) for i in range(count)
-    ]
+    return [Generated(answers[i], first_logits[i], digests[i].hexdigest(), bool(finished[i])) for i in range(count)]

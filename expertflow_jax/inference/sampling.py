@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """Greedy at temperature 0; else temperature, then top-k, then nucleus (top-p) sampling, as transformers orders them."""
+    """Greedy at temperature 0; else temperature, then top-k, then nucleus (top-p), as transformers orders them."""
 
     temperature: float = 0.0
     top_k: int = 0

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from expertflow_jax.inference.batching import PromptBatch, bucket
+from expertflow_jax.inference.device_memory import bytes_in_use
 from expertflow_jax.inference.rows import expert_rows
 from expertflow_jax.inference.stages import Stages
 from expertflow_jax.offload.engine import ExpertCacheEngine
@@ -28,7 +29,7 @@ class StepRecord:
     phase: str  # "prefill" or "decode"
     lengths: np.ndarray  # int32 [B], valid new tokens
     expert_ids: np.ndarray  # int32 [B, T, L, K], the router's choice, -1 on padding
-    needed: np.ndarray  # bool [L, E], experts the router asked for
+    needed: np.ndarray  # bool [L, E], experts that the router asked for
     speculative: np.ndarray | None  # float32 [B, T, L, E], next-router probabilities where recorded
 
 
@@ -71,26 +72,22 @@ class InferenceSession:
         self.costs = costs
         self.records: list[StepRecord] | None = None
         self.record_speculative = record_speculative
-        self.peak_device_bytes = 0
-        self.distinct_experts: list[int] = []
+        self.peak_device_bytes = 0  # largest sum of what lives on the device, sampled once per shape of step
+        self._sampled: set[tuple[int, ...]] = set()
 
     def embed(self, batch: PromptBatch) -> tuple[jax.Array, jax.Array | None]:
         """Input embeddings with images merged in [B, T, D], and DeepStack features (None without images)."""
-        images = deepstack = None
+        x, deepstack = self.stages.embed_prompts(batch)
         if batch.pixel_values is not None:
-            images, deepstack = self.stages.vision(batch.pixel_values, batch.vision_positions)
-            self._spend("vision_seconds", len(batch.pixel_values))
-        return self.stages.embed(batch.input_ids, images, batch.image_index), deepstack
+            self._spend("vision_seconds", len(batch.pixel_values) * batch.pixel_values.shape[1])
+        return x, deepstack
 
     def start(self, batch: PromptBatch, max_new_tokens: int) -> Sequences:
         """An empty KV cache with room for the prompts and `max_new_tokens` more."""
         text = self.stages.config.text
         room = bucket(batch.input_ids.shape[1] + max_new_tokens)
         shape = (batch.input_ids.shape[0], room, text.num_key_value_heads, text.head_dim)
-        kv = [
-            (jnp.zeros(shape, self.stages.dtype), jnp.zeros(shape, self.stages.dtype))
-            for _ in self.stages.is_moe
-        ]
+        kv = [(jnp.zeros(shape, self.stages.dtype), jnp.zeros(shape, self.stages.dtype)) for _ in self.stages.is_moe]
         return Sequences(kv, np.zeros(shape[0], np.int32), batch.next_position.copy())
 
     def prefill(
@@ -105,9 +102,7 @@ class InferenceSession:
         visual = None if deepstack is None else (deepstack, batch.image_index)
         return self._step("prefill", sequences, x, batch.positions, batch.lengths, horizon, visual)
 
-    def decode(
-        self, sequences: Sequences, x: jax.Array, active: np.ndarray, horizon: np.ndarray | None
-    ) -> jax.Array:
+    def decode(self, sequences: Sequences, x: jax.Array, active: np.ndarray, horizon: np.ndarray | None) -> jax.Array:
         """One token for each active sequence: x [B, 1, D] -> hidden states [B, 1, D]."""
         positions = np.broadcast_to(sequences.next_position[None, :, None], (3, len(active), 1))
         lengths = active.astype(np.int32)
@@ -136,15 +131,14 @@ class InferenceSession:
         where = (positions, sequences.lengths, lengths)
         speculated = None
         moe_layer = 0
+        sample = self._new_shape(x.shape[:2], sequences.kv[0][0].shape[1])
         self.engine.begin_step(horizon)
         for layer, is_moe in enumerate(self.stages.is_moe):
             if not is_moe:
                 x, *kv = self.stages.dense_layer(layer, x, sequences.kv[layer], *where)
                 sequences.kv[layer] = tuple(kv)
             else:
-                h, y, ids, weights, probs, *kv = self.stages.attend_and_route(
-                    layer, x, sequences.kv[layer], *where
-                )
+                h, y, ids, weights, probs, *kv = self.stages.attend_and_route(layer, x, sequences.kv[layer], *where)
                 sequences.kv[layer] = tuple(kv)
                 chosen = np.asarray(ids)
                 self._spend("attend_seconds", int(lengths.sum()))
@@ -152,7 +146,7 @@ class InferenceSession:
                 if record.speculative is not None:
                     record.speculative[:, :, moe_layer] = 0 if speculated is None else np.asarray(speculated)
                     speculated = self._speculate(layer, h)
-                x = self._experts(moe_layer, h, y, chosen, weights, probs, record.needed[moe_layer])
+                x = self._experts(moe_layer, h, y, chosen, weights, probs, record.needed[moe_layer], sample)
                 moe_layer += 1
             if visual is not None and layer < visual[0].shape[0]:
                 x = self.stages.add_deepstack(x, visual[0][layer], visual[1])
@@ -160,7 +154,6 @@ class InferenceSession:
         sequences.lengths = sequences.lengths + lengths
         if self.records is not None:
             self.records.append(record)
-        self.distinct_experts.extend(int(n) for n in record.needed.sum(axis=1))
         return x
 
     def _experts(
@@ -172,6 +165,7 @@ class InferenceSession:
         weights: jax.Array,
         probs: jax.Array,
         needed: np.ndarray,
+        sample: bool,
     ) -> jax.Array:
         batch, length, top_k = chosen.shape
         tokens = batch * length
@@ -181,9 +175,7 @@ class InferenceSession:
         if not self.miss_policy.lossless:
             usable = self.engine.usable(layer)
             self.engine.note_lossy(layer, np.flatnonzero(needed).astype(np.int32), usable)
-            ids, mix = self.miss_policy.resolve(
-                ids, np.asarray(mix), np.asarray(probs).reshape(tokens, -1), usable
-            )
+            ids, mix = self.miss_policy.resolve(ids, np.asarray(mix), np.asarray(probs).reshape(tokens, -1), usable)
         rows = expert_rows(ids, self.engine.store.num_experts)
         flat = y.reshape(tokens, -1)
         out = self.stages.empty_output(tokens, top_k)
@@ -191,7 +183,16 @@ class InferenceSession:
             for positions, group in rows.groups(experts):
                 out = self.stages.run_experts(out, flat, group, [buffers[p] for p in positions])
             self._spend("experts_seconds", [int(rows.counts[e]) for e in experts])
+        if sample:
+            self.peak_device_bytes = max(self.peak_device_bytes, bytes_in_use())
         return self.stages.combine(h.reshape(tokens, -1), out, mix).reshape(h.shape)
+
+    def _new_shape(self, shape: tuple[int, ...], room: int) -> bool:
+        """Whether no step of these shapes has run yet: asking the device what it holds costs milliseconds, and
+        steps of one shape hold the same."""
+        new = (*shape, room) not in self._sampled
+        self._sampled.add((*shape, room))
+        return new
 
     def _new_record(self, phase: str, shape: tuple[int, ...], lengths: np.ndarray) -> StepRecord:
         batch, length, _ = shape

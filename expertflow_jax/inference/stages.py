@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from expertflow_jax.inference.batching import PromptBatch
 from expertflow_jax.models import experts
 
 
@@ -69,6 +70,13 @@ class Stages:
         self._run = jax.jit(run, donate_argnums=0)
         self._combine = jax.jit(experts.combine)
 
+    def embed_prompts(self, batch: PromptBatch) -> tuple[jax.Array, jax.Array | None]:
+        """Input embeddings with images merged in [B, T, D], and DeepStack features (None without images)."""
+        images = deepstack = None
+        if batch.pixel_values is not None:
+            images, deepstack = self.vision(batch.pixel_values, batch.vision_positions)
+        return self.embed(batch.input_ids, images, batch.image_index), deepstack
+
     def vision(self, pixel_values: np.ndarray, where: Any) -> tuple[jax.Array, jax.Array]:
         """Patches to image embeddings [N_image_tokens, D] and DeepStack features [n, N_image_tokens, D]."""
         return self._vision(self._trunk, pixel_values, where)
@@ -94,9 +102,7 @@ class Stages:
         """Zeroed expert outputs [N * K + 1, D]; the last row takes the padding."""
         return jnp.zeros((tokens * top_k + 1, self.config.text.hidden_size), self._layout.dtype)
 
-    def run_experts(
-        self, out: jax.Array, y: jax.Array, rows: np.ndarray, buffers: Sequence[jax.Array]
-    ) -> jax.Array:
+    def run_experts(self, out: jax.Array, y: jax.Array, rows: np.ndarray, buffers: Sequence[jax.Array]) -> jax.Array:
         """Adds the outputs of n experts to `out` (donated): rows int32 [n, C], y [N, D]."""
         return self._run(out, y, rows, *buffers)
 

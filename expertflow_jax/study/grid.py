@@ -33,9 +33,7 @@ class Cell:
     @property
     def reference(self) -> "Cell":
         """The all-resident cell with the same batches."""
-        return dataclasses.replace(
-            self, policy="resident", miss_policy="wait", cache_fraction=1.0, memory_budget=None
-        )
+        return dataclasses.replace(self, policy="resident", miss_policy="wait", cache_fraction=1.0, memory_budget=None)
 
     @property
     def baseline(self) -> "Cell":

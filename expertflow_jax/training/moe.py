@@ -161,9 +161,7 @@ def train(
                 if index % config.log_every == 0 or last:
                     metrics = {k: float(v) for k, v in measured.items()}
                     if not math.isfinite(metrics["loss"]):
-                        raise FloatingPointError(
-                            f"loss is {metrics['loss']} at step {index}; lower learning_rate"
-                        )
+                        raise FloatingPointError(f"loss is {metrics['loss']} at step {index}; lower learning_rate")
                     seconds = (time.perf_counter() - began) / (index - first + 1)
                     metrics |= {"step": index, "seconds_per_step": seconds}
                     if (index and index % config.eval_every == 0) or last:
@@ -179,9 +177,7 @@ def train(
     return nnx.merge(graphdef, state["average"]), metrics
 
 
-def _held_out_metrics(
-    evaluate: Callable, params: nnx.State, batches: list[tuple[str, Batch]]
-) -> dict[str, float]:
+def _held_out_metrics(evaluate: Callable, params: nnx.State, batches: list[tuple[str, Batch]]) -> dict[str, float]:
     matches: dict[str, list[np.ndarray]] = {}
     distinct = []
     for name, batch in batches:

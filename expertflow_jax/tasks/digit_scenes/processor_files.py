@@ -43,9 +43,7 @@ def build_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
     tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in PHRASES])
-    marks = [
-        normalizers.Replace(f"{word}.", word) for word in LAST_WORDS
-    ]  # the mark of an option letter stays
+    marks = [normalizers.Replace(f"{word}.", word) for word in LAST_WORDS]  # the mark of an option letter stays
     tokenizer.normalizer = normalizers.Sequence([normalizers.Replace("?", ""), *marks])
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return tokenizer
@@ -91,9 +89,7 @@ def write_processor(directory: Path) -> None:
         },
     )
     end = tokenizer.token_to_id(END)
-    _write(
-        directory / "generation_config.json", {"do_sample": False, "eos_token_id": end, "pad_token_id": end}
-    )
+    _write(directory / "generation_config.json", {"do_sample": False, "eos_token_id": end, "pad_token_id": end})
 
 
 def _write(path: Path, values: dict) -> None:

@@ -55,9 +55,7 @@ def _pick(rng: np.random.Generator, values: Sequence):
     return values[int(rng.integers(len(values)))]
 
 
-def _choices(
-    rng: np.random.Generator, answer: str, likely: Sequence[str], others: Sequence[str]
-) -> tuple[str, ...]:
+def _choices(rng: np.random.Generator, answer: str, likely: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
     """Four options: the answer, wrong ones that the scene suggests first, then any."""
     wrong = [str(w) for w in rng.permutation(sorted(set(likely) - {answer}))][:2]
     wrong += [str(w) for w in rng.permutation(sorted(set(others) - {answer, *wrong}))]
@@ -105,9 +103,7 @@ def color_of(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def count_color(scene: Scene, rng: np.random.Generator) -> Question | None:
-    color = (
-        _pick(rng, range(len(COLOR_NAMES))) if rng.random() < 0.15 else scene.colors[_pick(rng, scene.filled)]
-    )
+    color = _pick(rng, range(len(COLOR_NAMES))) if rng.random() < 0.15 else scene.colors[_pick(rng, scene.filled)]
     answer = str(scene.colors.count(color))
     text = f"How many {COLOR_NAMES[color]} digits are there?"
     return Question(text, answer, "count_color", "number", "counting", _count_choices(rng, answer))
@@ -115,9 +111,7 @@ def count_color(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 def count_digit(scene: Scene, rng: np.random.Generator) -> Question | None:
     digit = (
-        _pick(rng, range(10))
-        if rng.random() < 0.25
-        else _pick(rng, sorted({scene.digits[c] for c in scene.filled}))
+        _pick(rng, range(10)) if rng.random() < 0.25 else _pick(rng, sorted({scene.digits[c] for c in scene.filled}))
     )
     answer = str(scene.digits.count(digit))
     text = f"How many digits are {digit}?"
@@ -179,9 +173,7 @@ def neighbour(scene: Scene, rng: np.random.Generator) -> Question | None:
     return Question(text, answer, "neighbour", "number", "relation", _digit_choices(rng, scene, answer))
 
 
-def _two_filled(
-    scene: Scene, rng: np.random.Generator, keep: Callable[[int, int], bool]
-) -> tuple[int, int] | None:
+def _two_filled(scene: Scene, rng: np.random.Generator, keep: Callable[[int, int], bool]) -> tuple[int, int] | None:
     pairs = [(a, b) for a in scene.filled for b in scene.filled if a != b and keep(a, b)]
     return _pick(rng, pairs) if pairs else None
 
@@ -261,9 +253,7 @@ def dense_question(scene: Scene, rng: np.random.Generator) -> Question:
     if rng.random() < 0.5:
         answer = _reading(scene, range(CELLS), _digit)
         return Question("Read all digits.", answer, "read_all", "other", "reading")
-    return Question(
-        "Name all colors.", _reading(scene, range(CELLS), _color), "all_colors", "other", "reading"
-    )
+    return Question("Name all colors.", _reading(scene, range(CELLS), _color), "all_colors", "other", "reading")
 
 
 WORDS = (

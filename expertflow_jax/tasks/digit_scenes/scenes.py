@@ -74,9 +74,7 @@ def scan_split(split: str) -> tuple[np.ndarray, np.ndarray]:
         np.arange(len(digits)), test_size=HELD_OUT_SCANS, random_state=SPLIT_SEED, stratify=digits
     )
     chosen = {"train": train, "val": val}[split]
-    return (images[chosen].reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8), digits[chosen].astype(
-        int
-    )
+    return (images[chosen].reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8), digits[chosen].astype(int)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +111,7 @@ def _enlarge(scan: np.ndarray, matrix: np.ndarray, shift: np.ndarray) -> np.ndar
     """Bilinear, with `matrix` about the centre and a shift in scan pixels."""
     matrix = matrix * (8 / CELL_PIXELS)
     offset = np.full(2, 3.5) - matrix @ np.full(2, (CELL_PIXELS - 1) / 2) + shift
-    large = ndimage.affine_transform(
-        scan.astype(np.float32), matrix, offset, output_shape=(CELL_PIXELS,) * 2, order=1
-    )
+    large = ndimage.affine_transform(scan.astype(np.float32), matrix, offset, output_shape=(CELL_PIXELS,) * 2, order=1)
     return np.clip(large, 0, 255).astype(np.uint8)
 
 

@@ -61,10 +61,7 @@ class TrainStream:
         images = render(scenes, scan_bank("train", augment=True), rng)
         if step % self.mmbench_every == self.mmbench_every - 1:
             questions = [_choosable(scene, rng) for scene in scenes]
-            pairs = [
-                multiple_choice(question.text, question.choices, question.answer, rng)
-                for question in questions
-            ]
+            pairs = [multiple_choice(question.text, question.choices, question.answer, rng) for question in questions]
             return encode(self.model, images, pairs, TOKENS["mmbench"])
         dense = rng.random(self.batch_size) < (self.dense_share if step < self.dense_steps else 0.0)
         questions = [
@@ -85,9 +82,7 @@ def open_ended(question: str, answer: str) -> tuple[str, str]:
     return prompt_of(vqa_v2.prompt_text(question)), answer
 
 
-def multiple_choice(
-    question: str, choices: Sequence[str], answer: str, rng: np.random.Generator
-) -> tuple[str, str]:
+def multiple_choice(question: str, choices: Sequence[str], answer: str, rng: np.random.Generator) -> tuple[str, str]:
     """(prompt, letter) as in MMBench, the options in random order."""
     order = [choices[i] for i in rng.permutation(len(choices))]
     options = dict(zip(files.OPTION_LETTERS, order, strict=False))
@@ -97,9 +92,7 @@ def multiple_choice(
 _TOKENIZER = files.build_tokenizer()
 
 
-def encode(
-    model: Qwen3VLMoeConfig, images: np.ndarray, pairs: Sequence[tuple[str, str]], width: int
-) -> Batch:
+def encode(model: Qwen3VLMoeConfig, images: np.ndarray, pairs: Sequence[tuple[str, str]], width: int) -> Batch:
     """Model inputs of (prompt, answer) pairs, right-padded to `width` tokens.
 
     Args:
@@ -127,24 +120,18 @@ def encode(
         "answer_mask": mask,
         "positions": positions,
         "image_index": index,
-        "pixel_values": patchify(
-            pixels, patch_size=files.PATCH, temporal_patch_size=1, merge_size=files.MERGE
-        ),
+        "pixel_values": patchify(pixels, patch_size=files.PATCH, temporal_patch_size=1, merge_size=files.MERGE),
     }
 
 
-def held_out_batches(
-    model: Qwen3VLMoeConfig, count: int, batch_size: int, seed: int
-) -> list[tuple[str, Batch]]:
+def held_out_batches(model: Qwen3VLMoeConfig, count: int, batch_size: int, seed: int) -> list[tuple[str, Batch]]:
     """(prompt form, batch) pairs of `count` held-out questions in each form, scans unseen in training."""
     rng = np.random.default_rng([seed, 11])
     items = make_items("val", count, seed)
     forms = {
         "vqa_v2": [(item, open_ended(item.question, item.answer)) for item in items],
         "mmbench": [
-            (item, multiple_choice(item.question, item.choices, item.answer, rng))
-            for item in items
-            if item.choices
+            (item, multiple_choice(item.question, item.choices, item.answer, rng)) for item in items if item.choices
         ],
     }
     found = []

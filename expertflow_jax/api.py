@@ -1,0 +1,365 @@
+"""The practitioner's door: load a checkpoint under a memory budget, ask it things, and see what that cost.
+
+    model = OffloadedModel.from_pretrained("digit_scenes_moe", memory_budget="4MiB")
+    print(model.generate(["Read the top row."], images=[image], max_new_tokens=4)[0].text)
+
+Axes: B sequences, T tokens, V vocabulary, P patches, L MoE layers, K top-k.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from expertflow_jax.errors import InputError
+from expertflow_jax.inference.batching import Prompt, PromptBatch, pad_prompts
+from expertflow_jax.inference.forecasting import Forecaster, NoForecast, PredictedForecast
+from expertflow_jax.inference.generation import Generated, generate_batch
+from expertflow_jax.inference.loading import LoadedModel, load_model
+from expertflow_jax.inference.memory import RequestSize, plan_request
+from expertflow_jax.inference.sampling import Sampler
+from expertflow_jax.inference.session import InferenceSession
+from expertflow_jax.locate import locate
+from expertflow_jax.offload.budget import MemoryPlan
+from expertflow_jax.offload.clock import RealClock
+from expertflow_jax.offload.engine import ExpertCacheEngine
+from expertflow_jax.offload.misses import make_miss_policy
+from expertflow_jax.offload.policies import make_policy
+from expertflow_jax.predictor import Predictor
+from expertflow_jax.routing.trace import RoutingTrace
+
+Message = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One generated answer.
+
+    Attributes:
+      text: decoded, special tokens left out.
+      token_ids: without the stop token.
+      finished: met a stop token rather than `max_new_tokens`.
+    """
+
+    text: str
+    token_ids: list[int]
+    finished: bool
+
+
+class OffloadedModel:
+    """A MoE model whose experts live in host memory, served through an expert cache on the device."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        plan: MemoryPlan,
+        size: RequestSize,
+        *,
+        policy: str,
+        miss_policy: str,
+        predictor: Predictor | None,
+        link: str,
+    ):
+        self._model = model
+        self._plan = plan
+        self._size = size
+        self._predictor = predictor
+        clock = RealClock()
+        self._engine = ExpertCacheEngine(model.store, plan.slots, make_policy(policy), link, clock)
+        self._engine.warm_up()
+        self._engine.reset_stats()
+        self._session = InferenceSession(model.stages, self._engine, make_miss_policy(miss_policy))
+        self._tokens = 0
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str,
+        *,
+        memory_budget: str | int | None = None,
+        cache_fraction: float | None = None,
+        policy: str = "expertflow",
+        miss_policy: str = "wait",
+        predictor: str | None = None,
+        dtype: str | None = None,
+        link: str = "direct",
+        max_batch_size: int = 8,
+        max_tokens: int = 1024,
+        max_image_tokens: int = 256,
+    ) -> "OffloadedModel":
+        """Loads a checkpoint: dense parameters onto the device, experts into pinned host memory.
+
+        Args:
+          path_or_hub_id: a directory with config.json and safetensors, a hub id, or a committed model's name.
+          memory_budget: bytes of device memory for everything ("8GiB"), which decides the number of expert slots.
+          cache_fraction: slots / experts instead; with neither, all experts are resident.
+          policy: a cache policy (`offload.policies.POLICIES`, but `oracle`, which needs a recorded run).
+          miss_policy: "wait" is lossless; "drop" and "substitute" change answers.
+          predictor: directory or committed name of the model's routing path predictor; None forecasts nothing.
+          dtype: "float32" or "bfloat16"; the checkpoint's own by default.
+          link: "direct", or "emulated(GB/s,microseconds)".
+          max_batch_size, max_tokens, max_image_tokens: the largest request that the memory plan must hold:
+            sequences, tokens of each (prompt and answer), image tokens of each.
+
+        Raises:
+          InputError: unknown names, a budget below the minimum, a malformed checkpoint, or another model's predictor.
+        """
+        if policy == "oracle":
+            raise InputError("policy 'oracle' needs the recorded routing of the same run; use eval.study")
+        make_policy(policy)
+        make_miss_policy(miss_policy)
+        model = load_model(path_or_hub_id, dtype)
+        forecaster = None
+        if predictor is not None:
+            forecaster = Predictor.load(locate(predictor, "predictor"), expect_fingerprint=model.fingerprint)
+        text, merge = model.config.text, model.config.vision.spatial_merge_size**2
+        tokens = min(max_tokens, text.max_position_embeddings)
+        image = min(max_image_tokens, tokens) * merge
+        size = RequestSize(max_batch_size, tokens, 0, image * max_batch_size, image)
+        plan = plan_request(
+            model.config,
+            model.stages.dense_bytes,
+            model.store.expert_bytes,
+            size,
+            itemsize=np.dtype(model.stages.dtype).itemsize,
+            predictor=forecaster,
+            memory_budget=memory_budget,
+            cache_fraction=cache_fraction,
+        )
+        return cls(model, plan, size, policy=policy, miss_policy=miss_policy, predictor=forecaster, link=link)
+
+    def logits(
+        self,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray | None = None,
+        pixel_values: np.ndarray | None = None,
+        image_grid_thw: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Logits of every position of right-padded prompts, as Hugging Face's forward gives them.
+
+        Args:
+          input_ids: int [B, T].
+          attention_mask: 0/1 [B, T], ones first; None: no padding.
+          pixel_values: float32 [P, patch_dim] of all images in the order of the prompts.
+          image_grid_thw: int [images, 3].
+
+        Returns:
+          float32 [B, T, V]; rows of padding are meaningless.
+
+        Raises:
+          InputError: shapes that do not fit, left padding, or more than the memory plan holds.
+        """
+        prompts = self._split(input_ids, attention_mask, pixel_values, image_grid_thw)
+        _, hidden = self._prefill(prompts)
+        logits = np.asarray(self._model.stages.head(hidden))
+        return logits[: len(prompts), : np.shape(input_ids)[1]]
+
+    def routing_trace(
+        self,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray | None = None,
+        pixel_values: np.ndarray | None = None,
+        image_grid_thw: np.ndarray | None = None,
+    ) -> RoutingTrace:
+        """The experts that prompts choose: `.experts` int32 [B, T, L, K], -1 on padding. Arguments as `logits`."""
+        prompts = self._split(input_ids, attention_mask, pixel_values, image_grid_thw)
+        self._session.records = []
+        batch, _ = self._prefill(prompts)
+        record = self._session.records[0]
+        self._session.records = None
+        width = np.shape(input_ids)[1]
+        return RoutingTrace(
+            experts=record.expert_ids[: len(prompts), :width],
+            num_experts=self._model.store.num_experts,
+            lengths=batch.lengths[: len(prompts)],
+            model_fingerprint=self._model.fingerprint,
+        )
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | Sequence[Message] | Sequence[Sequence[Message]] | np.ndarray,
+        images: Sequence[Any] | None = None,
+        *,
+        max_new_tokens: int = 32,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stream: Callable[[int, str], None] | None = None,
+    ) -> list[Answer]:
+        """Answers prompts, in batches of at most `max_batch_size`.
+
+        Args:
+          prompts: text (put into the chat template as the user's turn), one conversation or several in the chat
+            format, or token ids int [B, T].
+          images: for texts: one image (PIL, uint8 [H, W, 3], or path) per prompt, or None for prompts without; for
+            conversations: the images of their image items, in order.
+          max_new_tokens: length limit of each answer.
+          temperature: 0 is greedy.
+          top_k, top_p: sampling from the k likeliest, or the smallest set of probability p.
+          seed: of sampling.
+          stream: called with (prompt index, text so far) as each token comes.
+
+        Raises:
+          InputError: no tokenizer in the checkpoint, a prompt that is too long, or an image that is none.
+        """
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens: {max_new_tokens} is below 1")
+        encoded = self._encode(prompts, images)
+        processor = self._model.processor
+        answers: list[Answer] = []
+        for start in range(0, len(encoded), self._size.sequences):
+            chosen = encoded[start : start + self._size.sequences]
+            self._check_size(chosen, max_new_tokens)
+            so_far: list[list[int]] = [[] for _ in chosen]
+
+            def on_token(row: int, token: int, start: int = start, so_far: list[list[int]] = so_far) -> None:
+                so_far[row].append(token)
+                if stream is not None and processor is not None:
+                    stream(start + row, processor.decode(so_far[row]))
+
+            generated = generate_batch(
+                self._session,
+                chosen,
+                self._forecaster(),
+                max_new_tokens=[max_new_tokens] * len(chosen),
+                stop_ids=processor.eos_token_ids if processor is not None else (),
+                sampler=Sampler(temperature, top_k, top_p, seed),
+                on_token=on_token,
+            )
+            self._tokens += sum(len(p.input_ids) for p in chosen) + sum(len(g.token_ids) for g in generated)
+            answers += [self._answer(g) for g in generated]
+        return answers
+
+    def stats(self) -> dict[str, Any]:
+        """Counts, bytes and seconds since loading, by the row keys of a study where they apply."""
+        stats = self._engine.stats()
+        wall = stats["wall_seconds"]
+        return stats | {
+            "tokens": self._tokens,
+            "tokens_per_second": self._tokens / wall if wall else 0.0,
+            "memory_budget_bytes": self._plan.total_bytes,
+            "peak_device_bytes": self._session.peak_device_bytes,
+            "cache_fraction": self._plan.cache_fraction,
+            "miss_policy": self._session.miss_policy.name,
+            "lossless": self._session.miss_policy.lossless,
+        }
+
+    def reset_stats(self) -> None:
+        """Starts the counts anew; the cache stays as it is."""
+        self._engine.reset_stats()
+        self._tokens = 0
+
+    def memory_plan(self) -> MemoryPlan:
+        """Bytes per tier and part."""
+        return self._plan
+
+    def close(self) -> None:
+        """Stops the transfer thread and frees the slots."""
+        self._engine.close()
+
+    def __enter__(self) -> "OffloadedModel":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _answer(self, generated: Generated) -> Answer:
+        processor = self._model.processor
+        text = processor.decode(generated.token_ids) if processor is not None else ""
+        return Answer(text, generated.token_ids, generated.finished)
+
+    def _forecaster(self) -> Forecaster:
+        if self._predictor is None or not self._engine.policy.uses_forecast:
+            return NoForecast()
+        return PredictedForecast(self._predictor, self._engine.clock, None)
+
+    def _prefill(self, prompts: list[Prompt]) -> tuple[PromptBatch, Any]:
+        self._check_size(prompts, 0)
+        batch = pad_prompts(self._model.config, prompts)
+        x, deepstack = self._session.embed(batch)
+        sequences = self._session.start(batch, 0)
+        horizon = self._forecaster().prefill(x, batch.lengths)
+        hidden = self._session.prefill(batch, sequences, x, deepstack, horizon)
+        self._tokens += int(batch.lengths.sum())
+        return batch, hidden
+
+    def _check_size(self, prompts: Sequence[Prompt], new_tokens: int) -> None:
+        if len(prompts) > self._size.sequences:
+            raise InputError(f"{len(prompts)} sequences at once; load with max_batch_size={len(prompts)}")
+        longest = max(len(p.input_ids) for p in prompts) + new_tokens
+        if longest > self._size.prompt_tokens:
+            context = self._model.config.text.max_position_embeddings
+            remedy = (
+                f"load with max_tokens={longest}" if longest <= context else f"the context is {context}; shorten it"
+            )
+            raise InputError(f"prompt and answer take up to {longest} tokens of {self._size.prompt_tokens}; {remedy}")
+        patches = sum(len(p.pixel_values) for p in prompts if p.pixel_values is not None)
+        if patches > self._size.patches:
+            merge = self._model.config.vision.spatial_merge_size**2
+            wanted = -(-patches // (merge * self._size.sequences))
+            raise InputError(f"the images take {patches // merge} tokens; load with max_image_tokens={wanted} or more")
+
+    def _encode(self, prompts: Any, images: Sequence[Any] | None) -> list[Prompt]:
+        if isinstance(prompts, np.ndarray):
+            if prompts.ndim != 2 or not np.issubdtype(prompts.dtype, np.integer):
+                raise InputError(f"input_ids: want integers [B, T], got {prompts.dtype} {prompts.shape}")
+            return [Prompt(row.astype(np.int32)) for row in prompts]
+        processor = self._model.processor
+        if processor is None:
+            raise InputError(f"{self._model.path} has no tokenizer.json; pass token ids instead of text")
+        if isinstance(prompts, str):
+            prompts = [prompts]
+        if len(prompts) == 0:
+            raise InputError("generate: no prompts")
+        given = list(images) if images is not None else []
+        found = []
+        if isinstance(prompts[0], str):
+            if given and len(given) != len(prompts):
+                raise InputError(f"generate: {len(given)} images for {len(prompts)} prompts; give one each, or None")
+            for text, image in zip(prompts, given or [None] * len(prompts), strict=True):
+                content = [{"type": "text", "text": text}] + ([{"type": "image"}] if image is not None else [])
+                found.append(([{"role": "user", "content": content}], [] if image is None else [image]))
+        else:
+            conversations = [prompts] if isinstance(prompts[0], Mapping) else list(prompts)
+            rest = iter(given)
+            for messages in conversations:
+                places = sum(
+                    _is_image(item) for m in messages if not isinstance(m["content"], str) for item in m["content"]
+                )
+                found.append((list(messages), [image for _, image in zip(range(places), rest, strict=False)]))
+            if left := len(list(rest)):
+                raise InputError(f"generate: {left} images more than the conversations have places for")
+        encoded = []
+        for messages, own in found:
+            inputs = processor.encode(processor.apply_chat_template(messages, add_generation_prompt=True), own)
+            encoded.append(Prompt(inputs.input_ids, inputs.pixel_values, inputs.image_grid_thw))
+        return encoded
+
+    def _split(self, input_ids, attention_mask, pixel_values, image_grid_thw) -> list[Prompt]:
+        """One `Prompt` per row of right-padded arrays."""
+        ids = np.asarray(input_ids)
+        if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+            raise InputError(f"input_ids: want integers [B, T], got {ids.dtype} {ids.shape}")
+        mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
+        if mask.shape != ids.shape or (np.diff(mask.astype(int), axis=1) > 0).any() or not mask[:, 0].all():
+            raise InputError("attention_mask: want the shape of input_ids, and ones before zeros (pad on the right)")
+        grids = None if image_grid_thw is None else np.asarray(image_grid_thw)
+        merge = self._model.config.vision.spatial_merge_size**2
+        prompts, image, patch = [], 0, 0
+        for row, valid in zip(ids, mask, strict=True):
+            own = row[valid].astype(np.int32)
+            if grids is None or pixel_values is None:
+                prompts.append(Prompt(own))
+                continue
+            places = int((own == self._model.config.image_token_id).sum()) * merge
+            first, begin = image, patch
+            while image < len(grids) and patch - begin < places:
+                patch += int(np.prod(grids[image]))
+                image += 1
+            if patch == begin:
+                prompts.append(Prompt(own))
+            else:
+                prompts.append(Prompt(own, np.asarray(pixel_values)[begin:patch], grids[first:image]))
+        return prompts

@@ -1,0 +1,121 @@
+"""How many device bytes a request needs beside the expert slots, from shapes alone.
+
+Axes: B sequences, T new tokens, S cache length, N = B * T, K top-k, E experts, D model width, V vocabulary, C rows of
+one expert, Q patches of an image.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from expertflow_jax.inference.batching import Prompt, bucket
+from expertflow_jax.inference.rows import GROUP_SIZES
+from expertflow_jax.offload.budget import MemoryPlan, parse_bytes, plan_memory
+from expertflow_jax.predictor import Predictor
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestSize:
+    """The largest batch that a plan must hold.
+
+    Attributes:
+      sequences: B.
+      prompt_tokens: longest prompt.
+      new_tokens: longest answer.
+      patches: image patches of the whole batch.
+      image_patches: patches of the largest image.
+    """
+
+    sequences: int
+    prompt_tokens: int
+    new_tokens: int
+    patches: int = 0
+    image_patches: int = 0
+
+    @staticmethod
+    def of(prompts: list[Prompt], batch_size: int, new_tokens: int) -> "RequestSize":
+        """The largest batch that can be formed of these prompts."""
+        images = [int(np.prod(grid)) for p in prompts if p.image_grid_thw is not None for grid in p.image_grid_thw]
+        per_prompt = [0 if p.pixel_values is None else len(p.pixel_values) for p in prompts]
+        return RequestSize(
+            batch_size,
+            max(len(p.input_ids) for p in prompts),
+            new_tokens,
+            sum(sorted(per_prompt)[-batch_size:]),
+            max(images, default=0),
+        )
+
+    @property
+    def tokens(self) -> int:
+        """T of the prefill, padding included."""
+        return bucket(self.prompt_tokens)
+
+    @property
+    def room(self) -> int:
+        """S, positions of the KV cache."""
+        return bucket(self.tokens + self.new_tokens)
+
+
+def kv_bytes(config: Any, size: RequestSize, itemsize: int) -> int:
+    """Bytes of keys and values of all layers."""
+    text = config.text
+    width = text.num_key_value_heads * text.head_dim
+    return 2 * text.num_hidden_layers * size.sequences * size.room * width * itemsize
+
+
+def workspace_bytes(config: Any, size: RequestSize, itemsize: int) -> int:
+    """An upper bound on activations and temporaries of the largest step, in the stages of `inference.stages`.
+
+    Text: residual streams, attention with float32 scores, router probabilities, expert outputs and a group of
+    experts' intermediate rows. Vision: one block's activations of all patches, and what it hands on.
+    """
+    text, vision = config.text, config.vision
+    n, d, k = size.sequences * size.tokens, text.hidden_size, text.num_experts_per_tok
+    heads, width = text.num_attention_heads, text.head_dim
+    streams = 6 * n * d
+    projections = 3 * n * (heads + 2 * text.num_key_value_heads) * width
+    scores = 2 * size.sequences * heads * size.tokens * size.room * 4
+    routing = n * (2 * text.num_experts + 4 * k) * 4
+    outputs = (n * k + 1) * d
+    rows = max(GROUP_SIZES) * n * (2 * d + 3 * text.moe_intermediate_size)
+    logits = 2 * size.sequences * text.vocab_size * 4
+    embedded = (2 + len(vision.deepstack_visual_indexes)) * size.patches * d // vision.spatial_merge_size**2
+    tower = size.patches * (2 * vision.patch_dim + 6 * vision.hidden_size + 2 * vision.intermediate_size)
+    looked_at = 2 * size.patches * size.image_patches * vision.num_heads * 4
+    language = itemsize * (streams + projections + outputs + rows) + scores + routing + logits
+    return 2 * (max(language, itemsize * tower + looked_at) + itemsize * embedded)
+
+
+def plan_request(
+    config: Any,
+    dense_bytes: int,
+    expert_bytes: int,
+    size: RequestSize,
+    *,
+    itemsize: int,
+    predictor: Predictor | None = None,
+    memory_budget: str | int | None = None,
+    cache_fraction: float | None = None,
+) -> MemoryPlan:
+    """Divides the device memory for requests up to `size`.
+
+    Raises:
+      InputError: the budget is below the minimum (which the message names), or the arguments contradict each other.
+    """
+    text = config.text
+    forecast = 0
+    if predictor is not None:
+        forecast = predictor.nbytes + 2 * predictor.cache_nbytes(size.sequences, size.tokens + size.new_tokens)
+        forecast += 8 * size.sequences * size.tokens * len(text.moe_layers) * text.num_experts
+    return plan_memory(
+        None if memory_budget is None else parse_bytes(memory_budget),
+        cache_fraction,
+        dense=dense_bytes,
+        kv=kv_bytes(config, size, itemsize),
+        workspace=workspace_bytes(config, size, itemsize),
+        predictor=forecast,
+        expert_bytes=expert_bytes,
+        num_layers=len(text.moe_layers),
+        num_experts=text.num_experts,
+    )

@@ -1,0 +1,199 @@
+"""Runs one cell: schedules its sequences, generates every answer through the expert cache, and counts.
+
+Axes: W examples, V vocabulary, L MoE layers, E experts.
+"""
+
+import dataclasses
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from expertflow_jax.inference.forecasting import Forecaster, NoForecast, PredictedForecast, TrueForecast
+from expertflow_jax.inference.generation import generate_batch
+from expertflow_jax.inference.loading import LoadedModel
+from expertflow_jax.inference.memory import RequestSize, plan_request
+from expertflow_jax.inference.session import InferenceSession
+from expertflow_jax.offload.budget import MemoryPlan
+from expertflow_jax.offload.clock import RealClock, VirtualClock
+from expertflow_jax.offload.engine import ExpertCacheEngine
+from expertflow_jax.offload.misses import make_miss_policy
+from expertflow_jax.offload.policies import make_policy
+from expertflow_jax.predictor import Predictor
+from expertflow_jax.scheduling import Scheduler, make_scheduler
+from expertflow_jax.simulation.costs import ComputeCosts
+from expertflow_jax.study.data import TaskData
+from expertflow_jax.study.grid import Cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What all cells of a study share.
+
+    Attributes:
+      data, signatures: per task; signatures float32 [W, L, E].
+      costs: seconds of each stage on the virtual clock; None under the real one.
+    """
+
+    model: LoadedModel
+    predictor: Predictor
+    data: dict[str, TaskData]
+    signatures: dict[str, np.ndarray]
+    costs: ComputeCosts | None
+    link: str
+    batch_size: int
+    window: int
+    max_wait: int | None
+
+    def plan(self, cell: Cell) -> MemoryPlan:
+        """How the cell's device memory is divided; raises InputError below the minimum budget."""
+        data, stages = self.data[cell.task], self.model.stages
+        forecasts = make_policy(cell.policy).uses_forecast and cell.policy != "oracle"
+        scheduler = self.scheduler(cell)
+        return plan_request(
+            self.model.config,
+            stages.dense_bytes,
+            self.model.store.expert_bytes,
+            RequestSize.of(data.prompts, self.batch_size, max(e.max_new_tokens for e in data.examples)),
+            itemsize=np.dtype(stages.dtype).itemsize,
+            predictor=self.predictor if forecasts or scheduler.uses_forecast else None,
+            memory_budget=cell.memory_budget,
+            cache_fraction=cell.cache_fraction,
+        )
+
+    def scheduler(self, cell: Cell) -> Scheduler:
+        """The cell's token scheduler."""
+        return make_scheduler(cell.scheduler, batch_size=self.batch_size, seed=cell.seed, max_wait=self.max_wait)
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """What a cell did.
+
+    Attributes:
+      texts: answers, in the order of the examples.
+      first_logits: float32 [W, V], of each answer's first token.
+      digests: uint8 [W, 16], of the logits of all its tokens.
+      needed: bool [steps, L, E], experts that each step's router asked for.
+      stats: the engine's.
+      tokens: prompt and answer tokens processed.
+      experts_per_batch: distinct experts per layer that a batch asks for until its last answer, mean.
+      peak_device_bytes: largest sum of what lived on the device.
+      plan: how the memory was divided.
+    """
+
+    texts: list[str]
+    first_logits: np.ndarray
+    digests: np.ndarray
+    needed: np.ndarray
+    stats: dict[str, Any]
+    tokens: int
+    experts_per_batch: float
+    peak_device_bytes: int
+    plan: MemoryPlan
+
+
+def execute(
+    setting: Setting,
+    cell: Cell,
+    truth: np.ndarray | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Execution:
+    """Runs the cell from a warm cache.
+
+    Args:
+      truth: bool [steps, L, E], `Execution.needed` of the all-resident run of the same batches, for the oracle.
+      on_batch: called with (batches done, batches in all).
+
+    Raises:
+      InputError: the memory budget is too small.
+    """
+    plan = setting.plan(cell)
+    clock = VirtualClock() if setting.costs is not None else RealClock()
+    gc.collect()  # the slots of an engine that is gone must not count as this cell's memory
+    engine = ExpertCacheEngine(setting.model.store, plan.slots, make_policy(cell.policy), setting.link, clock)
+    try:
+        if not clock.virtual:  # compile outside the measurement
+            _run(setting, cell, engine, truth, None)
+        engine.warm_up()
+        engine.reset_stats()
+        return _run(setting, cell, engine, truth, on_batch, plan)
+    finally:
+        engine.close()
+
+
+def _run(
+    setting: Setting,
+    cell: Cell,
+    engine: ExpertCacheEngine,
+    truth: np.ndarray | None,
+    on_batch: Callable[[int, int], None] | None,
+    plan: MemoryPlan | None = None,
+) -> Execution:
+    model, data = setting.model, setting.data[cell.task]
+    session = InferenceSession(model.stages, engine, make_miss_policy(cell.miss_policy), setting.costs)
+    count = len(data.prompts)
+    texts = [""] * count
+    first_logits = np.zeros((count, model.config.text.vocab_size), np.float32)
+    digests = np.zeros((count, 16), np.uint8)
+    needed: list[np.ndarray] = []
+    distinct: list[float] = []
+    tokens = 0
+    forecaster = _forecaster(setting, cell, engine, truth)
+    for done, (total, batch) in enumerate(_batches(setting, cell, engine), start=1):
+        session.records = []
+        answers = generate_batch(
+            session,
+            [data.prompts[i] for i in batch],
+            forecaster,
+            max_new_tokens=[data.examples[i].max_new_tokens for i in batch],
+            stop_ids=model.processor.eos_token_ids,
+            batch_size=setting.batch_size,
+        )
+        for i, answer in zip(batch, answers, strict=True):
+            texts[i] = model.processor.decode(answer.token_ids)
+            first_logits[i] = answer.first_logits
+            digests[i] = np.frombuffer(bytes.fromhex(answer.logits_digest), np.uint8)
+        steps = [record.needed for record in session.records]
+        needed += steps
+        distinct.append(float(np.any(steps, axis=0).sum(axis=1).mean()))
+        tokens += sum(int(record.lengths.sum()) for record in session.records)
+        if on_batch is not None:
+            on_batch(done, total)
+    return Execution(
+        texts,
+        first_logits,
+        digests,
+        np.stack(needed),
+        engine.stats(),
+        tokens,
+        float(np.mean(distinct)),
+        session.peak_device_bytes,
+        plan or setting.plan(cell),
+    )
+
+
+def _batches(setting: Setting, cell: Cell, engine: ExpertCacheEngine) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of batches in all, example indices of a batch), window by window; forecasts for scheduling cost time."""
+    scheduler = setting.scheduler(cell)
+    data = setting.data[cell.task]
+    windows = np.array_split(np.arange(len(data.prompts)), -(-len(data.prompts) // setting.window))
+    total = sum(-(-len(window) // setting.batch_size) for window in windows)
+    for window in windows:
+        signatures = setting.signatures[cell.task][window]
+        if scheduler.uses_forecast and setting.costs is not None:
+            for i in window:
+                seconds = setting.costs.predictor_seconds(len(data.prompts[i].input_ids))
+                engine.clock.spend(seconds, "predictor", "forecast for scheduling")
+        for batch in scheduler.plan(signatures, arrival=window):
+            yield total, window[batch]
+
+
+def _forecaster(setting: Setting, cell: Cell, engine: ExpertCacheEngine, truth: np.ndarray | None) -> Forecaster:
+    if cell.policy == "oracle":
+        assert truth is not None, "the oracle runs after its all-resident reference"
+        return TrueForecast(list(truth))
+    if engine.policy.uses_forecast:
+        return PredictedForecast(setting.predictor, engine.clock, setting.costs)
+    return NoForecast()

@@ -1,0 +1,127 @@
+"""Lossless runs through any cache are bit-identical to the all-resident run of the same batches."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small_model import random_prompts, served, small_config
+
+from expertflow_jax.inference.batching import pad_prompts
+from expertflow_jax.inference.forecasting import NoForecast, TrueForecast
+from expertflow_jax.inference.generation import generate_batch
+from expertflow_jax.inference.session import InferenceSession
+from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe
+from expertflow_jax.offload.clock import RealClock, VirtualClock
+from expertflow_jax.offload.engine import ExpertCacheEngine
+from expertflow_jax.offload.misses import make_miss_policy
+from expertflow_jax.simulation.costs import ComputeCosts, Line
+
+COSTS = ComputeCosts(Line(1e-4, 1e-6), Line(1e-5, 1e-7), 1e-6, Line(1e-5, 0), Line(1e-4, 1e-6), Line(1e-4, 1e-6))
+CONFIGS = {
+    "plain": small_config(),
+    "many experts": small_config(num_experts=16, num_experts_per_tok=3, num_hidden_layers=2),
+    "some dense layers": small_config(mlp_only_layers=(1,), num_hidden_layers=3),
+}
+MODELS = {name: served(config) for name, config in CONFIGS.items()}
+
+
+def answer(model, prompts, policy, slots, *, miss="wait", truth=None, clock=None, batch_size=None):
+    stages, store = MODELS[model]
+    clock = clock or VirtualClock()
+    engine = ExpertCacheEngine(store, slots, policy, "emulated(0.001,5)" if clock.virtual else "direct", clock)
+    engine.warm_up()
+    engine.reset_stats()
+    session = InferenceSession(stages, engine, make_miss_policy(miss), COSTS if clock.virtual else None)
+    session.records = []
+    forecaster = TrueForecast(truth) if truth is not None else NoForecast()
+    new_tokens = [3 + i % 3 for i in range(len(prompts))]
+    answers = generate_batch(
+        session, prompts, forecaster, max_new_tokens=new_tokens, stop_ids=(0,), batch_size=batch_size
+    )
+    stats = engine.stats()
+    engine.close()
+    return [(a.token_ids, a.logits_digest) for a in answers], [r.needed for r in session.records], stats
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    model=st.sampled_from(sorted(MODELS)),
+    policy=st.sampled_from(["on_demand", "cache_moe", "expertflow", "oracle"]),
+    count=st.integers(1, 5),
+    fraction=st.floats(0.01, 1.0),
+    seed=st.integers(0, 50),
+)
+def test_lossless_is_bit_identical_to_resident(model, policy, count, fraction, seed):
+    config, (_, store) = CONFIGS[model], MODELS[model]
+    prompts = random_prompts(config, count, np.random.default_rng(seed))
+    total = store.num_layers * store.num_experts
+    least = store.num_layers if policy == "cache_moe" else 1
+    expected, needed, _ = answer(model, prompts, "resident", total)
+    truth = needed if policy in ("oracle", "expertflow") else None
+    found, _, stats = answer(model, prompts, policy, max(least, int(fraction * total)), truth=truth)
+    assert found == expected
+    assert stats["peak_slot_bytes"] <= stats["slots"] * store.expert_bytes
+
+
+def test_the_real_clock_gives_the_same_bits():
+    prompts = random_prompts(CONFIGS["plain"], 4, np.random.default_rng(3))
+    expected, needed, _ = answer("plain", prompts, "resident", 24)
+    found, _, _ = answer("plain", prompts, "expertflow", 6, truth=needed, clock=RealClock())
+    assert found == expected
+
+
+@pytest.mark.parametrize("miss", ["drop", "substitute"])
+def test_lossy_runs_are_reproducible_and_differ(miss):
+    prompts = random_prompts(CONFIGS["plain"], 4, np.random.default_rng(1))
+    expected, _, _ = answer("plain", prompts, "resident", 24)
+    first = answer("plain", prompts, "cache_moe", 4, miss=miss)
+    again = answer("plain", prompts, "cache_moe", 4, miss=miss)
+    assert first[0] == again[0]
+    assert first[2] == again[2]
+    assert first[0] != expected
+
+
+def test_padding_a_batch_with_empty_sequences_changes_no_answer():
+    prompts = random_prompts(CONFIGS["plain"], 3, np.random.default_rng(5))
+    plain, _, _ = answer("plain", prompts, "resident", 24)
+    padded, _, _ = answer("plain", prompts, "resident", 24, batch_size=5)
+    assert [tokens for tokens, _ in plain] == [tokens for tokens, _ in padded]
+
+
+@pytest.mark.parametrize("model", sorted(CONFIGS))
+def test_prefill_agrees_with_the_fused_forward(model):
+    config = CONFIGS[model]
+    stages, store = MODELS[model]
+    module = Qwen3VLMoe(config, rngs=nnx.Rngs(0))
+    batch = pad_prompts(config, random_prompts(config, 4, np.random.default_rng(4)))
+    assert batch.pixel_values is not None
+    embeds, deepstack = module.vision_stage(batch.pixel_values, batch.vision_positions)
+    fused = module.forward(batch.input_ids, batch.positions, batch.lengths, embeds, deepstack, batch.image_index)
+    engine = ExpertCacheEngine(store, store.num_layers * store.num_experts, "resident", "direct", VirtualClock())
+    engine.warm_up()
+    session = InferenceSession(stages, engine, make_miss_policy("wait"), COSTS)
+    session.records = []
+    x, visual = session.embed(batch)
+    hidden = session.prefill(batch, session.start(batch, 4), x, visual, None)
+    logits = np.asarray(stages.head(hidden))
+    valid = np.arange(logits.shape[1]) < batch.lengths[:, None]
+    np.testing.assert_allclose(logits[valid], np.asarray(fused.logits)[valid], rtol=1e-4, atol=1e-4)
+    chosen = np.asarray(fused.expert_ids).transpose(0, 2, 1, 3)
+    assert (session.records[0].expert_ids == chosen).all()
+
+
+def test_compilations_do_not_grow_with_layers_or_steps():
+    prompts = random_prompts(CONFIGS["plain"], 4, np.random.default_rng(7))
+    answer("plain", prompts, "resident", 24)
+    before = MODELS["plain"][0].compilations()
+    answer("plain", prompts, "on_demand", 5)
+    answer("plain", prompts, "on_demand", 5)
+    grown = MODELS["plain"][0].compilations() - before
+    answer("plain", prompts, "on_demand", 5)
+    assert MODELS["plain"][0].compilations() - before == grown
