@@ -1,0 +1,115 @@
+"""Training goes on after a kill as if nothing had happened, and refuses another run's workdir."""
+
+import sys
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small_model import small_config
+
+from expertflow_jax.errors import InputError
+from expertflow_jax.models.qwen3_vl_moe import rope_positions
+from expertflow_jax.training import losses, moe
+
+MODEL = small_config(num_hidden_layers=1, num_experts=4)
+
+
+def config() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "seed": 0,
+            "steps": 9,
+            "learning_rate": 1e-2,
+            "final_lr_fraction": 0.1,
+            "warmup_steps": 2,
+            "weight_decay": 0.01,
+            "adam_b2": 0.95,
+            "clip_norm": 1.0,
+            "ema_decay": 0.9,
+            "balance_weight": 0.01,
+            "log_every": 1,
+            "eval_every": 100,
+            "eval_group": 2,
+            "checkpoint_every": 3,
+        }
+    )
+
+
+def batch_at(step: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(step)
+    ids = rng.integers(5, 40, size=(4, 6)).astype(np.int32)
+    ids[:, 4:] = ids[:, :1]  # the answer repeats the first token
+    lengths = np.full(4, 6, np.int32)
+    mask = np.zeros((4, 6), bool)
+    mask[:, 4:] = True
+    return {
+        "input_ids": ids,
+        "lengths": lengths,
+        "positions": rope_positions(MODEL, ids, lengths, None)[0],
+        "answer_mask": mask,
+    }
+
+
+def forward(module, batch):
+    return module.forward(batch["input_ids"], batch["positions"], batch["lengths"])
+
+
+def run(workdir: Path, stop_at: int | None = None):
+    return moe.train(
+        config(),
+        MODEL,
+        workdir,
+        batch_at=batch_at,
+        held_out=lambda: [("val", batch_at(1000))],
+        forward=forward,
+        stop_at=stop_at,
+    )
+
+
+def test_a_killed_run_ends_with_the_same_loss(tmp_path):
+    whole, expected = run(tmp_path / "whole")
+    run(tmp_path / "killed", stop_at=4)  # the newest checkpoint is of step 3
+    resumed, found = run(tmp_path / "killed")
+    assert found["loss"] == expected["loss"]
+    assert found["held_out/val"] == expected["held_out/val"]
+    for a, b in zip(jax.tree.leaves(moe.nnx.state(whole)), jax.tree.leaves(moe.nnx.state(resumed)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_another_config_is_refused(tmp_path):
+    (tmp_path / "train_config.json").write_text('{"seed": 1}')
+    with pytest.raises(InputError, match="started with other values of .*seed"):
+        run(tmp_path)
+
+
+def test_balanced_routing_has_balance_loss_one():
+    experts = 4
+    ids = np.arange(8, dtype=np.int32).reshape(1, 1, 8, 1) % experts
+    probs = np.full((1, 1, 8, experts), 1 / experts, np.float32)
+    assert float(losses.load_balancing_loss(probs, ids)) == pytest.approx(1.0)
+    collapsed = np.zeros_like(ids)
+    sure = np.zeros_like(probs)
+    sure[..., 0] = 1
+    assert float(losses.load_balancing_loss(sure, collapsed)) == pytest.approx(experts)
+
+
+def test_padding_does_not_count_in_the_balance():
+    ids = np.array([0, 1, 2, 3, -1, -1], np.int32).reshape(1, 1, 6, 1)
+    probs = np.full((1, 1, 6, 4), 0.25, np.float32)
+    probs[:, :, 4:] = np.array([1, 0, 0, 0])
+    assert float(losses.load_balancing_loss(probs, ids)) == pytest.approx(1.0)
+
+
+def test_exact_match_wants_every_answer_token():
+    logits = np.full((2, 4, 5), -10.0, np.float32)
+    ids = np.array([[1, 2, 3, 4], [1, 2, 3, 4]], np.int32)
+    for t in range(3):
+        logits[:, t, ids[0, t + 1]] = 10.0
+    logits[1, 2] = 0.0
+    logits[1, 2, 0] = 1.0
+    mask = np.array([[False, False, True, True]] * 2)
+    assert losses.exact_match(logits, ids, mask).tolist() == [True, False]
