@@ -1,1 +1,5 @@
-"""Tokenizer, chat template and image preprocessing, as the Hugging Face processor does them."""
+"""Text and images to model inputs, as Hugging Face's processors make them, without torch."""
+
+from expertflow_jax.processing.processor import Inputs, Processor
+
+__all__ = ["Inputs", "Processor"]

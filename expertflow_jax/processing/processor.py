@@ -1,0 +1,182 @@
+"""Text and images in, model inputs out, from the files of a checkpoint directory alone.
+
+`tokenizer.json` through the tokenizers library, the jinja chat template in a sandbox, images through
+`preprocessor_config.json`. Axes: T tokens, P patches.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from expertflow_jax.checkpoints.files import read_json
+from expertflow_jax.errors import InputError
+from expertflow_jax.processing.images import ImageProcessor
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """One encoded prompt.
+
+    Attributes:
+      input_ids: int32 [T], image placeholders expanded.
+      pixel_values: float32 [P, patch_dim] of all its images, or None.
+      image_grid_thw: int64 [images, 3], or None.
+    """
+
+    input_ids: np.ndarray
+    pixel_values: np.ndarray | None = None
+    image_grid_thw: np.ndarray | None = None
+
+
+class Processor:
+    """Tokenizer, chat template and image processor of one checkpoint.
+
+    Attributes:
+      eos_token_ids: tokens that end an answer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: str | None,
+        images: ImageProcessor | None,
+        image_token: str | None,
+        eos_token_ids: tuple[int, ...],
+        special_tokens: Mapping[str, str],
+        where: str,
+    ):
+        self.eos_token_ids = eos_token_ids
+        self._tokenizer = tokenizer
+        self._images = images
+        self._image_token = image_token
+        self._special_tokens = dict(special_tokens)
+        self._where = where
+        self._template = None
+        if template is not None:
+            environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+            environment.globals["raise_exception"] = _refuse
+            try:
+                self._template = environment.from_string(template)
+            except jinja2.TemplateError as error:
+                raise InputError(f"{where}: the chat template does not parse: {error}") from error
+
+    @classmethod
+    def from_directory(cls, path: str | Path) -> "Processor":
+        """Reads tokenizer.json and, where present, the chat template, preprocessor and generation config.
+
+        Raises:
+          InputError: tokenizer.json is missing or damaged, or a config lacks a key.
+        """
+        path = Path(path)
+        file = path / "tokenizer.json"
+        if not file.is_file():
+            raise InputError(f"{file}: no such file; a checkpoint needs it for text")
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises plain Exception
+            raise InputError(f"{file}: damaged ({error}); download it again") from error
+        settings = _optional(path / "tokenizer_config.json")
+        config = _optional(path / "config.json")
+        images = None
+        if (path / "preprocessor_config.json").is_file():
+            images = ImageProcessor.from_config(
+                read_json(path / "preprocessor_config.json"), str(path / "preprocessor_config.json")
+            )
+        image_token = None
+        if (token_id := config.get("image_token_id")) is not None:
+            image_token = tokenizer.id_to_token(int(token_id))
+        special = {
+            key: value["content"] if isinstance(value, dict) else value
+            for key, value in settings.items()
+            if key.endswith("_token") and isinstance(value, str | dict)
+        }
+        ends = _end_tokens(_optional(path / "generation_config.json"), config, special, tokenizer)
+        template = _template(path, settings)
+        return cls(tokenizer, template, images, image_token, ends, special, str(path))
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
+        """The prompt of a conversation.
+
+        Args:
+          messages: role and content; content is text, or items of type "text" or "image".
+
+        Raises:
+          InputError: the checkpoint has no template, or the template refuses these messages.
+        """
+        if self._template is None:
+            raise InputError(f"{self._where}: no chat template; pass plain prompts instead of messages")
+        try:
+            return self._template.render(
+                messages=messages, add_generation_prompt=add_generation_prompt, **self._special_tokens
+            )
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise InputError(f"{self._where}: the chat template refuses these messages: {error}") from error
+
+    def encode(self, text: str, images: Sequence[Any] = ()) -> Inputs:
+        """Token ids, and patches of the images, whose placeholders in the text are expanded in order.
+
+        Args:
+          text: as `apply_chat_template` gives it.
+          images: paths, PIL images or uint8 [H, W, 3].
+
+        Raises:
+          InputError: another number of images than placeholders, or an image that is none.
+        """
+        places = text.count(self._image_token) if self._image_token else 0
+        if places != len(images):
+            raise InputError(f"the prompt has {places} image placeholders, {len(images)} images were given")
+        if not images:
+            return Inputs(self._ids(text))
+        if self._images is None or self._image_token is None:
+            raise InputError(f"{self._where}: no preprocessor_config.json; this model takes no images")
+        made = [self._images(image) for image in images]
+        merged = self._images.merge_size**2
+        first, *rest = text.split(self._image_token)
+        for (_, grid), following in zip(made, rest, strict=True):
+            first += self._image_token * (int(grid.prod()) // merged) + following
+        grids = np.stack([grid for _, grid in made])
+        return Inputs(self._ids(first), np.concatenate([patches for patches, _ in made]), grids)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of token ids."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+    def _ids(self, text: str) -> np.ndarray:
+        return np.array(self._tokenizer.encode(text).ids, np.int32)
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _template(path: Path, settings: Mapping[str, Any]) -> str | None:
+    if (path / "chat_template.jinja").is_file():
+        return (path / "chat_template.jinja").read_text()
+    found = _optional(path / "chat_template.json").get("chat_template", settings.get("chat_template"))
+    if isinstance(found, list):  # several named templates
+        found = {entry["name"]: entry["template"] for entry in found}.get("default")
+    return found
+
+
+def _end_tokens(
+    generation: Mapping[str, Any], config: Mapping[str, Any], special: Mapping[str, str], tokenizer: Tokenizer
+) -> tuple[int, ...]:
+    """Generation config first, then the tokenizer's, then the model config, as transformers looks."""
+    found = generation.get("eos_token_id")
+    if found is None and "eos_token" in special:
+        found = tokenizer.token_to_id(special["eos_token"])
+    if found is None:
+        found = config.get("eos_token_id", config.get("text_config", {}).get("eos_token_id"))
+    if found is None:
+        return ()
+    return tuple(int(i) for i in found) if isinstance(found, list) else (int(found),)
