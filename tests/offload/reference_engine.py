@@ -123,7 +123,7 @@ class Reference:
         layer, expert = divmod(key, self.E)
         one = np.float32(1)
         steps = self.start_frequency[None] if self.horizon is None else self.horizon
-        value, never = np.float32(0), one
+        uses, never = [], one
         for h in range(len(steps)):
             distance = h * self.L + layer - self.layer
             if h == 0 and layer in self.asked:
@@ -131,10 +131,13 @@ class Reference:
             first = never * np.float32(steps[h][layer][expert])
             never = never - first
             if distance > 0:
-                value = value + first * (one / np.float32(distance))
+                uses.append(first * (one / np.float32(distance)))
         often = self.frequency[layer, expert]
         wait = np.float32(len(steps) * self.L + layer - self.layer - self.L)
-        return value + never * often / (wait * often + np.float32(self.L))
+        value = never * often / (often * wait + np.float32(self.L))
+        for use in uses:
+            value = value + use
+        return value
 
     def look(self):
         if self.view is None:

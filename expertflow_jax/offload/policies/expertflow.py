@@ -34,13 +34,17 @@ class ExpertFlow(CachePolicy):
         super().attach(slots)
         self._frequency = np.full((self.num_layers, self.num_experts), FIRST_GUESS, np.float32)
         self._layers = np.arange(self.num_layers, dtype=np.float32)
+        self._value = np.empty(self.num_layers * self.num_experts, np.float32)
+        self._absent = np.empty_like(self._value)
+        self._product = np.empty_like(self._frequency)
         self.begin_step(None)
 
     def begin_step(self, horizon: np.ndarray | None) -> None:
         uses = self._frequency[None] if horizon is None else horizon.astype(np.float32)
         # P(first used in each step), P(not used at all); also from the next step on, for layers passed by
-        self._first, self._never = _first_uses(uses)
+        self._first, never = _first_uses(uses)
         self._first_later, self._never_later = _first_uses(uses[1:])
+        self._later = never * self._frequency
         self._layer = -1  # the last one that has asked
         self._stale = True
 
@@ -50,7 +54,7 @@ class ExpertFlow(CachePolicy):
         self._frequency[layer] += MEMORY * (used - self._frequency[layer])
         self._first[0, layer] = 0.0
         self._first[1:, layer] = self._first_later[:, layer]
-        self._never[layer] = self._never_later[layer]
+        self._later[layer] = self._never_later[layer] * self._frequency[layer]
         self._layer = layer
         self._stale = True
 
@@ -62,16 +66,18 @@ class ExpertFlow(CachePolicy):
         if not self._stale:
             return
         steps, layers = len(self._first), self.num_layers
-        ahead = self._layers - self._layer
-        value = np.zeros_like(self._never)
+        ahead = (self._layers - self._layer)[:, None]
+        value, product = self._value.reshape(layers, -1), self._product
+        # of an expert used with frequency q per step, the next use is L (1 - q) / q layer-steps later on average
+        np.multiply(self._frequency, (steps - 1) * layers + ahead, out=value)
+        value += layers
+        np.divide(self._later, value, out=value)
         for h, first in enumerate(self._first):
             distance = h * layers + ahead
-            value += first * (1 / np.where(distance > 0, distance, np.inf))[:, None].astype(np.float32)
-        # of an expert used with frequency q per step, the next use is L (1 - q) / q layer-steps later on average
-        wait = (steps * layers + ahead)[:, None] - layers
-        value += self._never * self._frequency / (wait * self._frequency + layers)
-        self._value = value.reshape(-1)
-        self._absent = np.where(self.slots.slot_of < 0, self._value, -1)
+            np.multiply(first, np.where(distance > 0, 1 / np.maximum(distance, 1), 0), out=product)
+            value += product
+        np.copyto(self._absent, self._value)
+        self._absent[self.slots.key_of[self.slots.key_of >= 0]] = -1
         self._stale = False
 
     def next_prefetch(self) -> int:
@@ -94,9 +100,7 @@ class ExpertFlow(CachePolicy):
 
 
 def _first_uses(uses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """From P(used in a step) [H, L, E], steps taken as independent: P(first used in it) [H, L, E], P(never)
-    [L, E].
-    """
+    """From P(used in a step) [H, L, E], steps taken as independent: P(first used in it), and P(never) [L, E]."""
     first = np.empty_like(uses)
     never = np.ones(uses.shape[1:], uses.dtype)
     for h, use in enumerate(uses):

@@ -3,9 +3,9 @@ harm.
 
 Cao et al. 1995 (integrated prefetching and caching) give the rules: fetch what is needed next, evict what is
 needed last, and never evict for a prefetch what is needed before it. They aim at elapsed time, and no rule is best
-in time and hits at once: a run that stalls more leaves the link more time to prefetch. Over 400 random traces,
-links and slot counts `expertflow` with an imperfect forecast had more hits in 2 % (by 3 % at most, on starved links)
-and hardly ever less time. Time is counted in layer-steps from the beginning of the step at hand.
+in time and hits at once: a run that stalls more leaves the link more time to prefetch. Over 400 random traces, links
+and slot counts, `expertflow` with an imperfect forecast had more hits in 2 % (by some 3 %, on starved links), and
+hardly ever took less time. Time is counted in layer-steps from the beginning of the step at hand.
 Axes: H steps of the horizon, L MoE layers, E experts.
 """
 
