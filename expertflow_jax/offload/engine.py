@@ -1,30 +1,28 @@
-"""The predictive expert cache (ExpertFlow, 2410.17954; DESIGN section 7): serves the experts that a layer
-asks for.
+"""The predictive expert cache (ExpertFlow, 2410.17954; DESIGN section 7): serves the experts that a layer asks for.
 
 The words, exactly:
-- A *layer-step* is one MoE layer in one step (prefill or one decode). It *asks* once, for the set of experts
-  that its router chose; every (layer, expert) of the set counts once, at that moment, as a *hit* (in a slot,
-  arrived), *late* (its transfer has started and not arrived) or *miss* (neither; a prefetch that has not
-  started is a miss). hit_rate = hits / (hits + late + misses); 1 if nothing was asked for.
-- A lossless layer-step is served in *rounds*: hits first, then the others as they arrive, so that compute
-  goes on while experts travel. Misses travel as *urgent* transfers, in ascending order, ahead of everything
-  else; nothing already in a slot or on its way is sent again.
-- The experts of the running layer-step that are not yet computed are *pinned*: never victims. Computed ones
-  may go at once, so that any number of slots from one up serves any number of experts.
-- A *correction* is a miss of a lossless layer-step that the forecast in force had not called for (probability
-  below one half): a misprediction repaired at run time. A miss that was foreseen but found no time or slot is
-  none, and policies without a forecast have none.
-- A *prefetch* is pulled from the policy when the link is free, and its victim chosen then; if the policy
-  would rather keep what it has, nothing travels. A transfer occupies its slot from its start: bytes on the
-  device never exceed slots * expert_bytes, transfers in flight included.
+- A *layer-step* is one MoE layer in one step (prefill or one decode). It *asks* once, for the set of experts that its
+  router chose; every (layer, expert) of the set counts once, at that moment, as a *hit* (in a slot, arrived), *late*
+  (its transfer has started and not arrived) or *miss* (neither; a prefetch that has not started is a miss).
+  hit_rate = hits / (hits + late + misses); 1 if nothing was asked for.
+- A lossless layer-step is served in *rounds*: hits first, then the others as they arrive, so that compute goes on
+  while experts travel. Misses travel as *urgent* transfers, in ascending order, ahead of everything else; nothing
+  already in a slot or on its way is sent again.
+- The experts of the running layer-step that are not yet computed are *pinned*: never victims. Computed ones may go at
+  once, so that any number of slots from one up serves any number of experts.
+- A *correction* is a miss of a lossless layer-step that the forecast in force had not called for (probability below
+  one half): a misprediction repaired at run time. A miss that was foreseen but found no time or slot is none, and
+  policies without a forecast have none.
+- A *prefetch* is pulled from the policy when the link is free, and its victim chosen then; if the policy would rather
+  keep what it has, nothing travels. A transfer occupies its slot from its start: bytes on the device never exceed
+  slots * expert_bytes, transfers in flight included.
 - A *wasted prefetch* left its slot without having been asked for.
-- After a lossy miss (drop, substitute) the expert is fetched in the *background*, when the link has nothing
-  better and the policy grants a slot, so that the cache adapts; at most S wait, the oldest are forgotten.
+- After a lossy miss (drop, substitute) the expert is fetched in the *background*, when the link has nothing better and
+  the policy grants a slot, so that the cache adapts; at most S wait, the oldest are forgotten.
 
-Under a virtual clock all this is a deterministic function of what was called. Under a real one the link's
-thread calls `next_transfer`, `load` and `arrived`; one lock guards the state, copies run outside it.
-Axes: H steps of the horizon, L MoE layers, E experts, S slots, P numbers in an expert. A key is layer * E +
-expert.
+Under a virtual clock all this is a deterministic function of what was called. Under a real one the link's thread calls
+`next_transfer`, `load` and `arrived`; one lock guards the state, copies run outside it.
+Axes: H steps of the horizon, L MoE layers, E experts, S slots, P numbers in an expert. A key is layer * E + expert.
 """
 
 import collections
@@ -41,24 +39,15 @@ from expertflow_jax.offload.link import LinkSpec, Transfer, TransferLink, Virtua
 from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.offload.policies.base import CachePolicy
 from expertflow_jax.offload.policies.cache_moe import split_evenly
-from expertflow_jax.offload.slots import SlotPool
+from expertflow_jax.offload.slots import EMPTY, SlotPool
 from expertflow_jax.offload.store import HostTier
+from expertflow_jax.offload.worker import RealLink
 
 CALLED_FOR = 0.5  # forecast probability from which an expert counts as foreseen
 
 _COUNTS = (
-    "hits",
-    "late",
-    "misses",
-    "corrections",
-    "prefetches",
-    "urgent_transfers",
-    "background_transfers",
-    "evictions",
-    "wasted_prefetches",
-    "bytes_transferred",
-    "layer_steps",
-    "steps",
+    *("hits", "late", "misses", "corrections", "prefetches", "urgent_transfers", "background_transfers"),
+    *("evictions", "wasted_prefetches", "bytes_transferred", "layer_steps", "steps"),
 )
 
 
@@ -115,14 +104,11 @@ class ExpertCacheEngine:
     def _make_link(self, spec: LinkSpec, window: int | None) -> TransferLink:
         if self.clock.virtual:
             return VirtualLink(spec, self.clock, window or 2)
-        from expertflow_jax.offload.worker import RealLink
-
         return RealLink(spec, self.clock, self._changed, window)
 
     def warm_up(self) -> None:
-        """Fills the slots before timing starts, the same way for every policy: experts in index order, spread
-        evenly over the layers. Forgets what was there and what the policy had learnt; takes no time on the
-        clock.
+        """Fills the slots before timing starts, the same way for every policy: experts in index order, spread evenly
+        over the layers. Forgets what was there and what the policy had learnt; takes no time on the clock.
         """
         with self._changed:
             self._link.drain()
@@ -132,12 +118,10 @@ class ExpertCacheEngine:
             self.pool.clear()
             self._tick = 0
             share = split_evenly(self.num_slots, self.store.num_layers)
-            filled = set()
             for layer, slots in enumerate(share):
                 for expert, slot in enumerate(range(slots.start, slots.stop)):
-                    if slot in filled or expert >= self.store.num_experts:
+                    if self.pool.state[slot] != EMPTY or expert >= self.store.num_experts:
                         continue
-                    filled.add(slot)
                     key = layer * self.store.num_experts + expert
                     self.pool.reserve(slot, key, 0)
                     self.pool.write(slot, self.store.source(key))
@@ -151,8 +135,8 @@ class ExpertCacheEngine:
         """A step begins.
 
         Args:
-          horizon: float32 [H, L, E], probability that this step (row 0) and the following ones use each
-            expert (exact zeros and ones for the oracle); None if nobody forecasts.
+          horizon: float32 [H, L, E], probability that this step (row 0) and the following ones use each expert (exact
+            zeros and ones for the oracle); None if nobody forecasts.
 
         Raises:
           InputError: the horizon does not fit the model.
@@ -180,18 +164,14 @@ class ExpertCacheEngine:
             self._link.pump(changed=True)
 
     def observe_hidden(self, layer: int, router_probs: np.ndarray) -> None:
-        """Passes on what the router of MoE layer `layer`, still ahead, says of the present hidden state [N,
-        E].
-        """
+        """Passes on what the router of MoE layer `layer`, still ahead, says of the present hidden state [N, E]."""
         with self._changed:
             self._link.pump(changed=False)
             self.policy.observe_hidden(layer, router_probs)
             self._link.pump(changed=True)
 
     def usable(self, layer: int) -> np.ndarray:
-        """Experts of `layer` that have arrived: bool [E]. They stay until the layer's rounds end, or the next
-        layer or step begins.
-        """
+        """Experts of `layer` that have arrived, bool [E]; they stay until its rounds end or another layer begins."""
         num_experts = self.store.num_experts
         with self._changed:
             self._link.pump(changed=False)
@@ -222,11 +202,10 @@ class ExpertCacheEngine:
             self._link.pump(changed=True)
 
     def rounds(self, layer: int, experts: np.ndarray) -> Iterator[tuple[tuple[int, ...], tuple[jax.Array, ...]]]:
-        """Serves a layer-step: yields (experts, their device buffers [P]) until every expert has been served
-        once.
+        """Serves a layer-step: yields (experts, their device buffers [P]) until every expert has been served once.
 
-        Use a round's buffers (dispatch what reads them) before asking for the next round; afterwards their
-        slots may be overwritten. On the virtual clock, spend the round's compute time meanwhile.
+        Use a round's buffers (dispatch what reads them) before asking for the next round; afterwards their slots may
+        be overwritten. On the virtual clock, spend the round's compute time meanwhile.
 
         Args:
           layer: MoE layer index.
@@ -265,7 +244,8 @@ class ExpertCacheEngine:
             slots = pool.slot_of[keys]
             if not counted:
                 self._count(keys, here)
-                self._corrections(keys[slots < 0])
+                if self._called_for is not None:
+                    self._counts["corrections"] += int((~self._called_for.reshape(-1)[keys[slots < 0]]).sum())
                 self.policy.observe(layer, experts)
             coming = slots[slots >= 0]
             pool.pinned[coming] = True
@@ -285,11 +265,6 @@ class ExpertCacheEngine:
         counts["misses"] += missing
         counts["late"] += len(keys) - hits - missing
         self.pool.unused_prefetch[slots[slots >= 0]] = False
-
-    def _corrections(self, missing: np.ndarray) -> None:
-        if self._called_for is not None:
-            called_for = self._called_for.reshape(-1)[missing]
-            self._counts["corrections"] += len(missing) - int(np.count_nonzero(called_for))
 
     def _computed(self, keys: list[int]) -> None:
         """The computation that reads these experts has been dispatched: they may go."""
@@ -312,9 +287,7 @@ class ExpertCacheEngine:
                 self._link.wait()
 
     def _next_layer(self) -> None:
-        """Ends what the last layer-step left. Its routing read is behind us, so its computations have ended
-        too.
-        """
+        """Ends what the last layer-step left. Its routing read is behind us, so its computations have ended too."""
         self._release()
         self.pool.busy[:] = False
 
@@ -386,8 +359,8 @@ class ExpertCacheEngine:
 
     def stats(self) -> dict[str, Any]:
         """Counts, bytes and seconds since `reset_stats`, by the row keys of DESIGN section 5, and a few more:
-        urgent_transfers, background_transfers, evictions, wasted_prefetches, link_seconds (the link
-        occupied), peak_slot_bytes, layer_steps, steps.
+        urgent_transfers, background_transfers, evictions, wasted_prefetches, link_seconds (the link occupied),
+        peak_slot_bytes, layer_steps, steps.
         """
         with self._changed:
             counts = dict(self._counts)
