@@ -25,6 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.tasks = ("vqa_v2", "mmbench")
     config.data_dir = ""  # official files; empty: the digit scenes, written to WORKDIR/data
+    config.digit_scenes = ml_collections.ConfigDict({"train": 4_000, "val": 2_000, "seed": 0})  # questions
+    config.image_first = False  # whether prompts show the image before the question
     config.split = "val"
     config.num_examples = 128  # per task; 0 for all. MMBench keeps whole circular groups
 

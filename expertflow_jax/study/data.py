@@ -4,13 +4,17 @@ Axes: W sequences, L MoE layers, E experts.
 """
 
 import dataclasses
+from pathlib import Path
 
+import ml_collections
 import numpy as np
 
 from expertflow_jax.inference.batching import Prompt, pad_prompts
 from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.predictor import Predictor
 from expertflow_jax.tasks.base import Example, Task
+from expertflow_jax.tasks.digit_scenes.files import write_benchmark
+from expertflow_jax.tasks.registry import make_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +29,19 @@ class TaskData:
     def prompt_tokens(self) -> int:
         """Tokens of all prompts, image tokens included."""
         return sum(len(p.input_ids) for p in self.prompts)
+
+
+def open_task(config: ml_collections.ConfigDict, name: str, workdir: Path) -> Task:
+    """The task on the official files of `config.data_dir`, or on digit scenes written to WORKDIR/data.
+
+    Raises:
+      InputError: no such task or split, or files that are missing or malformed.
+    """
+    data_dir = Path(config.data_dir) if config.data_dir else workdir / "data"
+    if not config.data_dir:
+        sizes = config.digit_scenes
+        write_benchmark(data_dir, train=sizes.train, val=sizes.val, seed=sizes.seed)
+    return make_task(name, data_dir, config.split, image_first=config.image_first)
 
 
 def encode(model: LoadedModel, example: Example) -> Prompt:

@@ -15,7 +15,7 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.offload.misses import MISS_POLICIES
 from expertflow_jax.offload.policies import POLICIES
 from expertflow_jax.scheduling import SCHEDULERS
-from expertflow_jax.tasks.base import TASKS
+from expertflow_jax.tasks.registry import TASKS
 
 
 @dataclasses.dataclass(frozen=True)

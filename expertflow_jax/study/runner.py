@@ -50,10 +50,9 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> Setting:
     predictor = Predictor.load(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
     if model.processor is None:
         raise InputError(f"config key model: {model.path} has no tokenizer.json")
-    data_dir = study_data.benchmark_dir(config, workdir)
     data, signatures = {}, {}
     for name in config.tasks:
-        task = study_data.open_task(config, name, data_dir)
+        task = study_data.open_task(config, name, workdir)
         data[name] = study_data.prepare(model, task, config.num_examples)
         signatures[name] = study_data.signatures(model, predictor, data[name], config.batch_size)
     return Setting(

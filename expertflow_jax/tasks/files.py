@@ -1,0 +1,50 @@
+"""Reading benchmark files with errors that say which file, where in it, and what to do."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from expertflow_jax.errors import InputError
+
+
+def read_json(path: Path, source: str) -> dict[str, Any]:
+    """A JSON object; `source` says where the official file comes from."""
+    try:
+        value = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; get it from {source}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); download it again from {source}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: want a JSON object; download it again from {source}")
+    return value
+
+
+def field(path: Path, where: str, record: Any, key: str, kind: type) -> Any:
+    """`record[key]`, which must be of `kind`."""
+    if not isinstance(record, dict) or key not in record:
+        raise InputError(f"{path}: {where} has no {key!r}")
+    if not isinstance(record[key], kind) or isinstance(record[key], bool):
+        raise InputError(f"{path}: {where}: {key!r} is {record[key]!r}, want {kind.__name__}")
+    return record[key]
+
+
+def rgb_bytes(data: bytes, where: str) -> bytes:
+    """The encoded image as it is if it decodes to RGB, else (grey, palette, alpha) as an RGB PNG.
+
+    Raises:
+      InputError: not a whole image.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            if image.mode == "RGB":
+                return data
+            converted = io.BytesIO()
+            image.convert("RGB").save(converted, "PNG")
+            return converted.getvalue()
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{where}: not a readable image ({error}); download it again") from error
