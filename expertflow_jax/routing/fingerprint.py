@@ -12,6 +12,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from flax import nnx
 
 
 def model_fingerprint(
@@ -35,3 +36,20 @@ def model_fingerprint(
         digest.update(f"{name}:{rounded.shape};".encode())
         digest.update(rounded.view(np.uint16).tobytes())
     return digest.hexdigest()[:32]
+
+
+def fingerprint_of(config: Any, module: nnx.Module) -> str:
+    """Fingerprint of a model as it is loaded; the experts' own parameters need not be in the module.
+
+    Args:
+      config: of the model; `to_hf()` gives it as JSON.
+      module: has `embed_tokens.embedding` and, in its MoE layers, `router.kernel`; `experts` are ignored.
+    """
+    flat = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(module))}
+    dense = {name: leaf for name, leaf in flat.items() if not name.startswith("experts.")}
+    hashed = {
+        name: np.asarray(leaf[...])
+        for name, leaf in dense.items()
+        if name == "embed_tokens.embedding" or name.endswith(".router.kernel")
+    }
+    return model_fingerprint(config.to_hf(), {name: leaf.shape for name, leaf in dense.items()}, hashed)
