@@ -162,7 +162,8 @@ def cell_id(coordinates: Any) -> str:
       coordinates: a dataclass or a mapping of what tells the cell from every other; None values are left out of
         the readable part.
     """
-    plain = dataclasses.asdict(coordinates) if dataclasses.is_dataclass(coordinates) else dict(coordinates)
+    is_instance = dataclasses.is_dataclass(coordinates) and not isinstance(coordinates, type)
+    plain = dataclasses.asdict(coordinates) if is_instance else dict(coordinates)
     canonical = json.dumps(plain, sort_keys=True, default=str)
     digest = hashlib.blake2b(canonical.encode(), digest_size=4).hexdigest()
     words = [re.sub(r"[^A-Za-z0-9._-]+", "-", str(value)) for value in plain.values() if value is not None]
