@@ -1,0 +1,214 @@
+"""Records routing traces: the whole model, all experts at hand, answers prompts greedily while its routing is noted.
+
+What is recorded is the model's own generation, prompt and answer, so the predictor learns the paths that it will meet
+at run time. Every token runs once, through the same layers that the offloaded runtime steps through. Axes: B sequences,
+T tokens, S cache length, L MoE layers, E experts, K top-k, M ranked experts, D model width.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from expertflow_jax.errors import InputError
+from expertflow_jax.inference.batching import Prompt, PromptBatch, pad_prompts
+from expertflow_jax.models.experts import combine, grouped_experts
+from expertflow_jax.processing import Processor
+from expertflow_jax.routing.recorder import SequenceRecorder
+from expertflow_jax.routing.trace import RoutingTrace
+from expertflow_jax.routing.trace_set import TraceSetWriter, read_manifest
+from expertflow_jax.tasks.base import Example
+
+RANKED = 8  # M at most: enough to compare forecasts at four times top-2
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOutput:
+    """What one call of the model gives; see `Recorder.record`."""
+
+    embeddings: jax.Array  # [B, T, D], input of the first layer
+    experts: jax.Array  # int32 [B, T, L, K]
+    speculative: jax.Array  # int32 [B, T, L, M]
+    next_ids: jax.Array  # int32 [B], greedy
+
+
+jax.tree_util.register_dataclass(StepOutput)
+
+
+def _run(module: Any, inputs: dict[str, Any], caches: list, images: Any, deepstack: Any) -> tuple[StepOutput, list]:
+    """All layers on new tokens: `inputs` holds ids [B, T], positions [3, B, T], start [B], lengths [B], image_index."""
+    x = embeddings = module.embed_stage(inputs["ids"], images, inputs["image_index"])
+    where = inputs["positions"], inputs["start"], inputs["lengths"]
+    chosen, ranked, filled = [], [], []
+    previous = None
+    for i, (layer, experts) in enumerate(zip(module.layers, module.experts, strict=True)):
+        if layer.is_moe:
+            ranks = min(RANKED, module.config.text.num_experts)
+            if previous is None:
+                ranked.append(jnp.full((*x.shape[:2], ranks), -1, jnp.int32))
+            else:
+                ranked.append(jax.lax.top_k(layer.route(previous)[-1], ranks)[1].astype(jnp.int32))
+            h, y, ids, weights, _, *cache = layer.attend_and_route(x, *caches[i], *where)
+            k = ids.shape[-1]
+            flat = y.reshape(-1, y.shape[-1])
+            out = grouped_experts(experts.gate_up[...], experts.down[...], flat, ids.reshape(-1, k))
+            x = combine(h.reshape(flat.shape), out.reshape(-1, flat.shape[1]), weights.reshape(-1, k)).reshape(h.shape)
+            chosen.append(ids)
+            previous = h
+        else:
+            x, *cache = layer.dense(x, *caches[i], *where)
+        filled.append(tuple(cache))
+        if deepstack is not None and i < deepstack.shape[0]:
+            x = module.add_deepstack(x, deepstack[i], inputs["image_index"])
+    last = x[jnp.arange(x.shape[0]), jnp.maximum(inputs["lengths"] - 1, 0)]
+    next_ids = module.head_stage(last).argmax(-1).astype(jnp.int32)
+    return StepOutput(embeddings, jnp.stack(chosen, 2), jnp.stack(ranked, 2), next_ids), filled
+
+
+class Recorder:
+    """Answers batches of prompts greedily and returns their traces.
+
+    Args:
+      module: the model with its experts.
+      end_ids: tokens that end an answer.
+      fingerprint: of the model, kept with the traces.
+    """
+
+    def __init__(self, module: Any, end_ids: Sequence[int], fingerprint: str):
+        self._config, self._dtype = module.config, module.dtype
+        self._end = np.array(sorted(end_ids), np.int32)
+        self._fingerprint = fingerprint
+        graph, self._state = nnx.split(module)
+
+        def step(state: Any, inputs: dict[str, Any], caches: list, images: Any, deepstack: Any) -> Any:
+            return _run(nnx.merge(graph, state), inputs, caches, images, deepstack)
+
+        self._step = jax.jit(step, donate_argnums=2)
+        self._vision = jax.jit(lambda state, pixels, where: nnx.merge(graph, state).vision_stage(pixels, where))
+
+    def record(
+        self, prompts: Sequence[Prompt], limits: np.ndarray, *, ids: Sequence[str] = (), groups: Sequence[str] = ()
+    ) -> tuple[np.ndarray, RoutingTrace, list[list[int]]]:
+        """Runs one batch until every answer has ended.
+
+        Args:
+          prompts: B encoded prompts.
+          limits: int [B], tokens of each answer at most.
+          ids, groups: names and labels of the sequences.
+
+        Returns:
+          Input embeddings [B, T', D] (zero where padded), the trace, and the answers' tokens. The token that ends an
+          answer, and the last one within the limit, are not run through the model again and so not in the trace.
+        """
+        batch = pad_prompts(self._config, prompts)
+        room = batch.input_ids.shape[1] + int(limits.max(initial=0))
+        recorder = SequenceRecorder(self._config.text.num_experts, model_fingerprint=self._fingerprint)
+        out, caches = self._prefill(batch, room)
+        recorder.prefill(out.embeddings, out.experts, batch.lengths, speculative=out.speculative)
+        answers: list[list[int]] = [[] for _ in prompts]
+        active = np.ones(len(prompts), bool)
+        for index in range(room):
+            token = np.asarray(out.next_ids)
+            active = active & ~np.isin(token, self._end) & (index < limits)
+            for row in np.flatnonzero(active):
+                answers[row].append(int(token[row]))
+            active = active & (index + 1 < limits)
+            if not active.any():
+                break
+            position = np.broadcast_to(batch.next_position + index, (3, len(prompts)))[..., None]
+            inputs = {
+                "ids": token[:, None],
+                "positions": position.astype(np.int32),
+                "start": batch.lengths + index,
+                "lengths": active.astype(np.int32),
+                "image_index": None,
+            }
+            out, caches = self._step(self._state, inputs, caches, None, None)
+            recorder.decode(out.embeddings, out.experts, active=active, speculative=out.speculative)
+        embeddings, trace = recorder.finish(ids, groups)
+        return embeddings, trace, answers
+
+    def _prefill(self, batch: PromptBatch, room: int) -> tuple[StepOutput, list]:
+        text = self._config.text
+        size = len(batch.lengths)
+        shape = (size, room, text.num_key_value_heads, text.head_dim)
+        caches = [(jnp.zeros(shape, self._dtype), jnp.zeros(shape, self._dtype)) for _ in range(text.num_hidden_layers)]
+        images = deepstack = None
+        if batch.pixel_values is not None:
+            images, deepstack = self._vision(self._state, batch.pixel_values, batch.vision_positions)
+        inputs = {
+            "ids": batch.input_ids,
+            "positions": batch.positions,
+            "start": np.zeros(size, np.int32),
+            "lengths": batch.lengths,
+            "image_index": batch.image_index,
+        }
+        return self._step(self._state, inputs, caches, images, deepstack)
+
+
+def encode_example(processor: Processor, example: Example) -> Prompt:
+    """Chat template, tokenizer and image preprocessing of the model's own processor."""
+    text = processor.apply_chat_template(example.messages, add_generation_prompt=True)
+    inputs = processor.encode(text, [example.image] if example.image is not None else [])
+    return Prompt(inputs.input_ids, inputs.pixel_values, inputs.image_grid_thw)
+
+
+def is_recorded(folder: str | Path, source: Mapping[str, Any]) -> bool:
+    """Whether a finished trace set of this very source is in `folder`."""
+    try:
+        return read_manifest(folder)["source"] == json.loads(json.dumps(source))
+    except InputError:
+        return False
+
+
+def record(
+    make_recorder: Callable[[], Recorder],
+    processor: Processor,
+    examples: Callable[[], Sequence[Example]],
+    folder: str | Path,
+    *,
+    source: Mapping[str, Any],
+    batch_size: int = 128,
+    show_progress: bool = True,
+) -> bool:
+    """Records a trace set of examples; a finished one of the same source is kept.
+
+    Args:
+      make_recorder, examples: called only if there is something to record.
+      folder: for the trace set.
+      source: JSON-able; all that determines the traces (model fingerprint, task, split, count, seed, ...).
+
+    Returns:
+      Whether anything was recorded.
+    """
+    if is_recorded(folder, source):
+        return False
+    recorder, todo = make_recorder(), list(examples())
+    if not todo:
+        raise InputError(f"{folder}: no examples to record; raise the number of examples")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with (
+        Progress(*columns, TimeRemainingColumn(), disable=not show_progress) as progress,
+        TraceSetWriter(folder, source=source) as writer,
+    ):
+        bar = progress.add_task(f"routing traces {Path(folder).name}", total=len(todo))
+        encode = functools.partial(encode_example, processor)
+        for start in range(0, len(todo), batch_size):
+            part = todo[start : start + batch_size]
+            # The last batch is filled up with copies, so that nothing is compiled again for it.
+            full = part + [part[-1]] * (min(batch_size, len(todo)) - len(part))
+            limits = np.array([e.max_new_tokens for e in full], np.int32)
+            embeddings, trace, _ = recorder.record(
+                [encode(e) for e in full], limits, ids=[e.id for e in full], groups=[e.group for e in full]
+            )
+            writer.add(embeddings[: len(part)], trace.select(slice(0, len(part))))
+            progress.advance(bar, len(part))
+    return True
