@@ -87,8 +87,9 @@ def _attend_seconds(model: LoadedModel, batch: int, tokens: int, repeats: int) -
 def _round_seconds(model: LoadedModel, experts: int, rows: int, repeats: int) -> float:
     stages, text = model.stages, model.config.text
     device = jax.local_devices()[0]
-    buffers = [jax.device_put(model.store.source(e % model.store.num_experts), device) for e in range(experts)]
-    buffers = [jax.numpy.copy(b) for b in buffers]
+    on_device = jax.sharding.SingleDeviceSharding(device, memory_kind="device")
+    sources = [model.store.source(e % model.store.num_experts) for e in range(experts)]
+    buffers = [jax.device_put(source, on_device) for source in sources]
     tokens = max(1, experts * rows // text.num_experts_per_tok)
     y = jax.numpy.ones((tokens, text.hidden_size), stages.dtype)
     total = tokens * text.num_experts_per_tok

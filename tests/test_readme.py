@@ -1,0 +1,45 @@
+"""The README's commands are the ones that exist, and CI runs the test command that it prints."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks() -> list[str]:
+    return [block.strip() for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)]
+
+
+def test_two_commands_open_the_readme():
+    study, tests, *_ = blocks()
+    assert "-m eval.study --config=configs/quickstart.py" in study
+    assert tests.endswith("-m pytest")
+    assert "\n" not in study
+    assert "\n" not in tests
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    script = (ROOT / ".ci/run").read_text()
+    extract = re.search(r"test_command=\$\((.*)\)\n", script)
+    assert extract is not None
+    found = subprocess.run(["bash", "-c", extract[1]], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == blocks()[1]
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"python -m ((?:eval|train)\.\w+)", README))))
+def test_commands_explain_themselves(command):
+    found = subprocess.run(
+        [sys.executable, "-m", command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "--config" in found.stdout
+    assert "--dry_run" in found.stdout
+
+
+def test_configs_named_in_the_readme_exist():
+    for path in set(re.findall(r"configs/\w+\.py", README)):
+        assert (ROOT / path).is_file(), path
