@@ -70,9 +70,7 @@ class Speculation:
         chosen = common.sum(-1, keepdims=True)
         left = np.maximum(chosen - rank_probs.sum(-1, keepdims=True), 0) / np.maximum(chosen, 1e-12)
         # Below every ranked expert, or the fallback would overtake the forecast it completes.
-        ceiling = np.where(
-            rank_probs.max(-1, keepdims=True) > 0, 0.99 * rank_probs.min(-1, keepdims=True), 1.0
-        )
+        ceiling = np.where(rank_probs.max(-1, keepdims=True) > 0, 0.99 * rank_probs.min(-1, keepdims=True), 1.0)
         scaled = common * left
         scaled *= np.minimum(1.0, ceiling / np.maximum(scaled.max(-1, keepdims=True), 1e-12))
         return cls(rank_probs, scaled, common)

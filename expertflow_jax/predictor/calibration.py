@@ -6,6 +6,8 @@ shifts the logits on purpose.
 Axes: L MoE layers, E experts.
 """
 
+from typing import Any
+
 import numpy as np
 
 
@@ -72,3 +74,27 @@ def expected_calibration_error(probs: np.ndarray, used: np.ndarray, *, bins: int
     index = np.minimum((p * bins).astype(int), bins - 1)
     gap = np.bincount(index, p, bins) - np.bincount(index, y, bins)
     return float(np.abs(gap).sum() / max(p.size, 1))
+
+
+def reliability(probs: np.ndarray, used: np.ndarray, *, bins: int = 10) -> list[dict[str, Any]]:
+    """Forecast against frequency in equal-width bins; probs and used, any shape.
+
+    Returns:
+      One row per bin that is not empty: "low", "high", "count", "forecast" (mean probability), "frequency" (fraction
+      really used).
+    """
+    p, y = np.asarray(probs, np.float64).ravel(), np.asarray(used, np.float64).ravel()
+    index = np.minimum((p * bins).astype(int), bins - 1)
+    count = np.bincount(index, minlength=bins)
+    forecast, frequency = np.bincount(index, p, bins), np.bincount(index, y, bins)
+    return [
+        {
+            "low": i / bins,
+            "high": (i + 1) / bins,
+            "count": int(count[i]),
+            "forecast": float(forecast[i] / count[i]),
+            "frequency": float(frequency[i] / count[i]),
+        }
+        for i in range(bins)
+        if count[i]
+    ]

@@ -2,12 +2,12 @@
 
 Every token has K right answers per layer, so this is multi-label classification, and what counts is recall
 when more experts are fetched than one token uses: a batch's forecast is the union of its tokens', and the
-cache has room for a fraction of the experts, not for K. Two losses are offered (`configs/predictor.py` says
-which is used and why). "bce", binary cross-entropy of each expert, is a proper score, so its probabilities
-can be combined over a batch; `positive_weight` w > 1 counts misses w times, which moves the model's effort
-from probability 1/2 to 1 / (1 + w), towards the experts further down the ranking that a larger budget
-reaches (calibration undoes the shift). "softmax", cross-entropy against K equal targets, sees the ranking
-within a token only.
+cache has room for a fraction of the experts, not for K. Two losses are offered
+(`configs/digit_scenes_predictor.py` says which is used and why). "bce", binary cross-entropy of each expert, is a
+proper score, so its probabilities can be combined over a batch; `positive_weight` w > 1 counts misses w times, which
+moves the model's effort from probability 1/2 to 1 / (1 + w), towards the experts further down the ranking that a
+larger budget reaches (calibration undoes the shift). "softmax", cross-entropy against K equal targets, sees the
+ranking within a token only.
 Axes: B batch, T tokens, L MoE layers, E experts, K top-k.
 """
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from expertflow_jax.predictor.calibration import expected_calibration_error
+from expertflow_jax.predictor.calibration import expected_calibration_error, reliability
+from expertflow_jax.predictor.forecast import step_forecast
 from expertflow_jax.routing.trace import RoutingTrace
 
 Scorer = Callable[[np.ndarray], np.ndarray]  # bool [N, T] token mask -> probabilities [tokens, L, E]
@@ -168,4 +169,33 @@ def step_metrics(
                 }
                 for i, name in enumerate(names)
             }
+    return out
+
+
+def step_reliability(trace: RoutingTrace, probs: np.ndarray, *, batch_size: int, seed: int = 0) -> dict[str, Any]:
+    """Is `step_forecast` of a batch calibrated? It takes tokens as independent, which they are not quite.
+
+    Args:
+      trace: N sequences; random batches of `batch_size` are formed, each sequence in one.
+      probs: float [N, T, L, E], calibrated probabilities of the tokens.
+
+    Returns:
+      {"prompt" | "decode": {"calibration_error": float, "bins": see `calibration.reliability`}}.
+    """
+    order = np.random.default_rng(seed).permutation(len(trace))
+    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for phase, mask in step_units(trace):
+        for begin in range(0, len(trace), batch_size):
+            rows = order[begin : begin + batch_size]
+            inside = mask[rows]
+            if not inside.any():
+                continue
+            forecast = step_forecast(np.where(inside[..., None, None], probs[rows], 0.0))
+            used = used_mask(trace.experts[rows][inside], trace.num_experts).any(0)
+            found.setdefault(phase, []).append((forecast, used))
+    out: dict[str, Any] = {}
+    for phase, pairs in found.items():
+        forecasts, truths = (np.stack(values) for values in zip(*pairs, strict=True))
+        error = expected_calibration_error(forecasts, truths, bins=10)
+        out[phase] = {"calibration_error": error, "bins": reliability(forecasts, truths)}
     return out

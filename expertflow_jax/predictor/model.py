@@ -54,9 +54,7 @@ class PredictorConfig:
             if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
                 raise InputError(f"predictor.{field.name}: {value!r} must be a positive number")
         if self.width % (2 * self.heads):
-            raise InputError(
-                f"predictor.width: {self.width} must be a multiple of 2 x heads ({2 * self.heads})"
-            )
+            raise InputError(f"predictor.width: {self.width} must be a multiple of 2 x heads ({2 * self.heads})")
         if self.top_k > self.num_experts:
             raise InputError(f"predictor.top_k: {self.top_k} exceeds num_experts ({self.num_experts})")
 

@@ -1,7 +1,7 @@
 """Measures a predictor against popularity and next-router speculation, and says so in a table and a JSON
 file.
 
-Every method fetches the same number of experts. Per token: top K, 2K, 4K. Per step of a batch: fixed
+Every method fetches the same number of experts. Per token: top K, 2K, 4K, ... Per step of a batch: fixed
 fractions of the experts, and as many as the step uses. Baselines are fitted on the training traces only.
 Axes: N sequences, T tokens, L MoE layers, E experts, K top-k.
 """
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from expertflow_jax.predictor.baselines import Popularity, Speculation
-from expertflow_jax.predictor.metrics import Scorer, TokenMeter, step_metrics
+from expertflow_jax.predictor.metrics import Scorer, TokenMeter, step_metrics, step_reliability
 from expertflow_jax.predictor.runtime import Predictor
 from expertflow_jax.predictor.training import predict
 from expertflow_jax.routing.trace import RoutingTrace
@@ -43,14 +43,16 @@ def evaluate(
 
     Returns:
       split -> {"sequences", "tokens", "batch_size", "token": {"all" | "decode": `TokenMeter.result`}, "step":
-      `step_metrics`}. `speculative` is there if the traces recorded it.
+      `step_metrics`, "reliability": `step_reliability`}. `speculative` is there if the traces recorded it; where it
+      sees nothing, at the first layer, it forecasts as popularity does.
     """
     popular = Popularity.fit(train)
     guess = None if train.speculative is None else Speculation.fit(train)
     out: dict[str, Any] = {}
     for name, traces in splits.items():
         trace = traces.trace
-        meters = {phase: TokenMeter(trace.num_experts, trace.top_k) for phase in ("all", "decode")}
+        counts = fetch_counts(trace.top_k, trace.num_experts)
+        meters = {phase: TokenMeter(trace.num_experts, trace.top_k, counts) for phase in ("all", "decode")}
         # float16 keeps a whole split's forecasts in memory; its rounding is far below what ranks differ by.
         probs = np.zeros((*trace.experts.shape[:3], trace.num_experts), np.float16)
         for begin in range(0, len(traces), BLOCK):
@@ -72,8 +74,17 @@ def evaluate(
             "batch_size": batch_size,
             "token": {phase: meter.result() for phase, meter in meters.items()},
             "step": step_metrics(trace, scorers, batch_size=batch_size, seed=seed),
+            "reliability": step_reliability(trace, probs, batch_size=batch_size, seed=seed),
         }
     return out
+
+
+def fetch_counts(top_k: int, num_experts: int) -> list[int]:
+    """How many experts per layer the methods fetch in the comparison: K, 2K, 4K, ... up to half of them."""
+    counts = [top_k]
+    while 2 * counts[-1] <= max(num_experts // 2, top_k):
+        counts.append(2 * counts[-1])
+    return counts
 
 
 def _scorers(
@@ -98,10 +109,7 @@ def summarise(metrics: Mapping[str, Any]) -> dict[str, Any]:
         phases |= {f"step/{phase}": methods for phase, methods in values["step"].items()}
         out[split] = {
             phase: {
-                method: {
-                    name: round(row["mean"] if isinstance(row, dict) else row, 5)
-                    for name, row in rows.items()
-                }
+                method: {name: round(row["mean"] if isinstance(row, dict) else row, 5) for name, row in rows.items()}
                 for method, rows in methods.items()
                 if isinstance(rows, dict)
             }
@@ -131,9 +139,7 @@ def tables(metrics: Mapping[str, Any]) -> list[Table]:
         for method, rows in methods.items():
             table.add_row("all", method, *[f"{rows[name]['mean']:.3f}" for name in shown], style="bold")
         out.append(table)
-        steps = Table(
-            title=f"{split}: experts that one step of a batch of {values['batch_size']} uses, recall"
-        )
+        steps = Table(title=f"{split}: experts that one step of a batch of {values['batch_size']} uses, recall")
         for column in ("step", "distinct", "method"):
             steps.add_column(column)
         names = list(values["step"]["prompt"]["predictor"])

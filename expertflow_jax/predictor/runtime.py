@@ -171,9 +171,7 @@ class Predictor:
         """
         return self._run(x, lengths, None, reduce=False)
 
-    def decode(
-        self, x, cache: PredictorCache, active: np.ndarray | None = None
-    ) -> tuple[np.ndarray, PredictorCache]:
+    def decode(self, x, cache: PredictorCache, active: np.ndarray | None = None) -> tuple[np.ndarray, PredictorCache]:
         """Forecasts one further token per sequence: x [B, 1, D] -> probs float32 [B, 1, L, E] and the cache.
 
         `active` bool [B]: sequences still decoding; the others' caches stay as they are. `cache` is consumed.
@@ -196,9 +194,7 @@ class Predictor:
 
     @staticmethod
     def _active(cache: PredictorCache, active: np.ndarray | None) -> np.ndarray:
-        return (
-            np.ones(len(cache.lengths), np.int32) if active is None else np.asarray(active).astype(np.int32)
-        )
+        return np.ones(len(cache.lengths), np.int32) if active is None else np.asarray(active).astype(np.int32)
 
     def _run(self, x, lengths, cache: PredictorCache | None, *, reduce: bool):
         lengths = np.asarray(lengths, np.int32)

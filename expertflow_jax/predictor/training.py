@@ -39,7 +39,7 @@ TOKEN_BUCKET = 8  # batches are cropped to a multiple of this, which bounds the 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """How to train; `configs/predictor.py` says what each number is for."""
+    """How to train; `configs/digit_scenes_predictor.py` says what each number is for."""
 
     steps: int = 4000
     batch_size: int = 64
@@ -250,9 +250,7 @@ def _check_fit(traces: TraceSet, model: PredictorConfig) -> None:
     found = (traces.width, trace.num_layers, trace.num_experts, trace.top_k)
     wanted = (model.input_width, model.moe_layers, model.num_experts, model.top_k)
     if found != wanted:
-        raise InputError(
-            f"traces have (width, layers, experts, top_k) = {found}, the predictor expects {wanted}"
-        )
+        raise InputError(f"traces have (width, layers, experts, top_k) = {found}, the predictor expects {wanted}")
 
 
 def _check_same_run(path: Path, model: PredictorConfig, config: TrainingConfig, traces: TraceSet) -> None:
@@ -275,9 +273,7 @@ def _check_same_run(path: Path, model: PredictorConfig, config: TrainingConfig, 
         raise InputError(f"{path}: malformed; use another --workdir") from error
     changed = [key for key in wanted if found.get(key) != json.loads(json.dumps(wanted[key]))]
     if changed:
-        raise InputError(
-            f"{path}: this workdir was started with other {', '.join(changed)}; use another --workdir"
-        )
+        raise InputError(f"{path}: this workdir was started with other {', '.join(changed)}; use another --workdir")
 
 
 class _MetricsLog:

@@ -1,0 +1,72 @@
+"""The prompts that routing is recorded on: benchmark splits, and questions of a kind that neither benchmark asks."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from expertflow_jax.errors import InputError
+from expertflow_jax.tasks import vqa_v2
+from expertflow_jax.tasks.base import Example, user_turn
+from expertflow_jax.tasks.digit_scenes.questions import dense_question
+from expertflow_jax.tasks.digit_scenes.scenes import render, sample_scene, scan_bank
+from expertflow_jax.tasks.registry import make_task
+
+
+def benchmark_examples(
+    data_dir: str | Path,
+    split: str,
+    counts: Mapping[str, int],
+    *,
+    skip: Mapping[str, int] | None = None,
+    image_first: bool = False,
+    seed: int = 0,
+) -> list[Example]:
+    """Random examples of a split, one task after another; of a question with rotated options, one rotation.
+
+    Args:
+      data_dir: see `make_task`.
+      counts: task -> how many examples.
+      skip: task -> how many of the random order to pass over, so that two sets of one split stay apart.
+
+    Raises:
+      InputError: no such task or split, malformed files, or fewer examples than asked for.
+    """
+    found: list[Example] = []
+    for name, count in counts.items():
+        if not count:
+            continue
+        rng = np.random.default_rng([seed, len(found)])
+        task = make_task(name, data_dir, split, image_first=image_first)
+        examples = task.examples()
+        order = [examples[i] for i in rng.permutation(len(examples))]
+        if task.circular:
+            order = list({example.cluster: example for example in order}.values())
+        first = (skip or {}).get(name, 0)
+        if first + count > len(order):
+            raise InputError(
+                f"{name}: split {split!r} has {len(order)} examples, {first + count} are asked for; lower `sequences`"
+            )
+        found += order[first : first + count]
+    return found
+
+
+def unusual_examples(count: int, *, image_first: bool = False, seed: int = 0) -> list[Example]:
+    """Questions that no benchmark split holds: to read all nine cells of a scene of held-out scans."""
+    rng = np.random.default_rng([seed, 17])
+    found = []
+    for number in range(count):
+        scene = sample_scene(rng)
+        question = dense_question(scene, rng)
+        found.append(
+            Example(
+                id=f"all-cells-{number}",
+                messages=user_turn(vqa_v2.prompt_text(question.text), image_first),
+                image=render([scene], scan_bank("val", augment=False), rng)[0],
+                target=question.answer,
+                group=question.type,
+                cluster=str(number),
+                max_new_tokens=vqa_v2.MAX_NEW_TOKENS,
+            )
+        )
+    return found

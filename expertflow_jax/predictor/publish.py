@@ -1,0 +1,153 @@
+"""A predictor's measurements for people: Markdown tables, a plot of recall over the number of experts fetched, a card.
+
+Axes: L MoE layers.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TITLES = {
+    "predictor": "routing path predictor",
+    "popularity": "expert popularity",
+    "speculative": "next layer's router (speculative)",
+}
+# Told apart by marker and dash as well as by colour.
+STYLES = {
+    "predictor": ("#0072b2", "o", "-"),
+    "speculative": ("#d55e00", "s", "--"),
+    "popularity": ("#555555", "^", ":"),
+}
+
+
+def fetched(rows: Mapping[str, Any]) -> list[int]:
+    """The numbers of experts at which `rows` has recall, ascending."""
+    return sorted(int(name.split("@")[1]) for name in rows if name.startswith("recall@") and name != "recall@exact")
+
+
+def plot_recall(metrics: Mapping[str, Any], path: Path) -> None:
+    """Recall over experts fetched per layer, a column per split: of single tokens above, of a batch's steps below."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, len(metrics), figsize=(5 * len(metrics), 8), squeeze=False, sharey=True)
+    for column, (split, values) in enumerate(metrics.items()):
+        panels = (
+            ("of a token", values["token"]["all"]),
+            (f"of a prefill step of {values['batch_size']} sequences", values["step"]["prompt"]),
+        )
+        for axis, (what, methods) in zip(axes[:, column], panels, strict=True):
+            for method in (m for m in STYLES if m in methods):
+                color, marker, dash = STYLES[method]
+                counts = fetched(methods[method])
+                recall = [methods[method][f"recall@{n}"]["mean"] for n in counts]
+                axis.plot(counts, recall, color=color, marker=marker, linestyle=dash, label=TITLES[method])
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(counts, [str(n) for n in counts])
+            axis.set_ylim(0, 1.02)
+            axis.set_title(f"{split.replace('_', ' ')}: experts {what}", fontsize=10)
+            axis.set_xlabel("experts fetched per layer")
+            axis.grid(alpha=0.3)
+        axes[0, column].legend(loc="lower right", fontsize=8)
+    for row in axes:
+        row[0].set_ylabel("recall, all layers")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def token_table(methods: Mapping[str, Any], count: int, per_layer: bool) -> str:
+    """Recall, precision and F1 at `count` experts fetched; a row per layer and method, or per method."""
+    names = [f"{kind}@{count}" for kind in ("recall", "precision", "f1")]
+    rows = []
+    layers = len(next(iter(methods.values()))[names[0]]["per_layer"])
+    for layer in range(layers) if per_layer else ():
+        for method, values in methods.items():
+            rows.append([str(layer), TITLES[method], *(f"{values[n]['per_layer'][layer]:.3f}" for n in names)])
+    for method, values in methods.items():
+        rows.append(["all", TITLES[method], *(f"{values[n]['mean']:.3f}" for n in names)])
+    return _table(["layer", "method", *names], rows)
+
+
+def recall_table(methods: Mapping[str, Any]) -> str:
+    """Recall over all layers at every number of experts fetched, a row per method."""
+    shown = {method: values for method, values in methods.items() if method in TITLES}
+    counts = fetched(next(iter(shown.values())))
+    rows = [[TITLES[m], *(f"{v[f'recall@{n}']['mean']:.3f}" for n in counts)] for m, v in shown.items()]
+    return _table(["method", *(f"recall@{n}" for n in counts)], rows)
+
+
+def reliability_table(bins: Sequence[Mapping[str, float]]) -> str:
+    """Forecast probability of a step's expert against how often it was used."""
+    rows = [
+        [f"{b['low']:.1f} to {b['high']:.1f}", f"{b['forecast']:.3f}", f"{b['frequency']:.3f}", str(b["count"])]
+        for b in bins
+    ]
+    return _table(["probability", "mean forecast", "really used", "forecasts"], rows)
+
+
+def markdown(metrics: Mapping[str, Any]) -> str:
+    """The whole report."""
+    parts = [
+        "Every method fetches the same number of experts per layer. The next layer's router sees one layer ahead and "
+        "nothing at layer 0, where it counts as popularity does; predictor and popularity know all layers before the "
+        "first one runs. Baselines are fitted on the training traces.\n",
+        "![recall](recall.png)\n",
+    ]
+    for split, values in metrics.items():
+        tokens, size = values["token"], values["batch_size"]
+        count = fetched(tokens["all"]["predictor"])[0]
+        parts.append(f"## {split.replace('_', ' ')}: {values['sequences']} sequences, {values['tokens']} tokens\n")
+        parts.append("Experts of a token, all layers:\n\n" + recall_table(tokens["all"]))
+        parts.append("By layer:\n\n" + token_table(tokens["all"], count, True))
+        parts.append("\n\n".join(["Decoded tokens alone:", token_table(tokens["decode"], count, False)]))
+        for phase, rows in values["step"].items():
+            about = (
+                f"{phase} steps of {size} sequences ({np.mean(rows['distinct_experts']):.1f} experts per layer used)"
+            )
+            parts.append(f"Experts of {about}:\n\n" + recall_table(rows))
+        for phase, found in values["reliability"].items():
+            about = f"of {phase} steps, {size} sequences: mean error {found['calibration_error']:.3f}"
+            parts.append(f"Calibration {about}\n\n" + reliability_table(found["bins"]))
+    return "\n".join(parts)
+
+
+def card(metrics: Mapping[str, Any], facts: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """README.md of an exported predictor.
+
+    Args:
+      metrics: of `report.evaluate`.
+      facts: "model", "model_fingerprint", "command", "seed", "parameters", "bytes".
+      config: what it was trained with, JSON-able.
+    """
+    found = metrics["held_out"]
+    return f"""# A routing path predictor
+
+Forecasts, from a token's input embedding and those before it, which experts the token will use at every MoE layer of
+`{facts["model"]}` (fingerprint `{facts["model_fingerprint"]}`); of any other model it is refused. The idea is
+ExpertFlow's (2410.17954). {facts["parameters"]:,} parameters, {facts["bytes"]:,} bytes.
+
+Rebuild: `{facts["command"]}` (seed {facts["seed"]})
+
+Held-out traces ({found["sequences"]} sequences), experts of a token, all layers:
+
+{recall_table(found["token"]["all"])}
+Experts of the prefill of {found["batch_size"]} sequences:
+
+{recall_table(found["step"]["prompt"])}
+Config:
+
+```json
+{json.dumps(config, indent=2)}
+```
+"""

@@ -1,0 +1,207 @@
+"""`train.predictor`: records routing traces, trains, calibrates, reports and exports; every part is kept on a rerun.
+
+Axes: D model width, L MoE layers, E experts, K top-k.
+"""
+
+import functools
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import nnx
+from rich.console import Console
+
+from expertflow_jax import checkpoints, cli
+from expertflow_jax.checkpoints.load import read_config
+from expertflow_jax.errors import InputError
+from expertflow_jax.locate import locate
+from expertflow_jax.predictor import publish, report
+from expertflow_jax.predictor.examples import benchmark_examples, unusual_examples
+from expertflow_jax.predictor.model import PredictorConfig, RoutingPathPredictor
+from expertflow_jax.predictor.recording import Recorder, is_recorded, record
+from expertflow_jax.predictor.runtime import Predictor
+from expertflow_jax.predictor.storage import save_predictor
+from expertflow_jax.predictor.training import TrainingConfig, train_predictor
+from expertflow_jax.processing import Processor
+from expertflow_jax.routing.fingerprint import fingerprint_of
+from expertflow_jax.routing.trace_set import TraceSet
+from expertflow_jax.tasks.base import Example
+from expertflow_jax.tasks.digit_scenes.files import write_benchmark
+
+TRAIN, CALIBRATION, HELD_OUT, UNUSUAL = "train", "calibration", "held_out", "out_of_distribution"
+
+
+def predictor_config(config: ml_collections.ConfigDict, path: Path) -> PredictorConfig:
+    """The predictor's shape for the model at `path`; raises InputError if the two do not fit."""
+    text = read_config(path).text
+    return PredictorConfig(
+        text.hidden_size, len(text.moe_layers), text.num_experts, text.num_experts_per_tok, **config.predictor
+    )
+
+
+def training_config(config: ml_collections.ConfigDict) -> TrainingConfig:
+    """How to train; raises InputError for impossible values."""
+    return TrainingConfig(seed=config.seed, **config.training)
+
+
+def _counts(config: ml_collections.ConfigDict) -> dict[str, int]:
+    counts = {name: sum(config.sequences[name].values()) for name in (TRAIN, CALIBRATION, HELD_OUT)}
+    if empty := [name for name, count in counts.items() if count < 1]:
+        raise InputError(f"sequences.{empty[0]}: no sequences asked for; raise one of its tasks")
+    return counts | {UNUSUAL: config.sequences.out_of_distribution}
+
+
+def print_plan(config: ml_collections.ConfigDict) -> None:
+    """Prints what would be recorded and trained, without doing so."""
+    path = locate(config.model)
+    shape, training = predictor_config(config, path), training_config(config)
+    parameters = _parameters(shape)
+    console = Console()
+    console.print(f"model                 {path}: {shape.moe_layers} MoE layers of {shape.num_experts} experts")
+    for name, count in _counts(config).items():
+        console.print(f"{name:<21} {count:,} sequences to record")
+    console.print(f"predictor             {parameters:,} parameters, {4 * parameters:,} bytes")
+    seen = training.steps * training.batch_size
+    console.print(f"training              {seen:,} sequences in {training.steps:,} steps")
+
+
+def _parameters(shape: PredictorConfig) -> int:
+    abstract = nnx.eval_shape(lambda: RoutingPathPredictor(shape, rngs=nnx.Rngs(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract)))
+
+
+def record_all(config: ml_collections.ConfigDict, path: Path, workdir: Path) -> dict[str, TraceSet]:
+    """Records what is missing under WORKDIR/traces and reads everything: name -> trace set.
+
+    Raises:
+      InputError: model or benchmark are missing or malformed, or hold fewer examples than asked for.
+    """
+    counts = _counts(config)
+    _, dense, _ = checkpoints.load_dense_and_experts(path, jnp.float32)
+    fingerprint = fingerprint_of(dense.config, dense)
+    processor = Processor.from_directory(path)
+    sources = {
+        name: {
+            "set": name,
+            "model_fingerprint": fingerprint,
+            "data_dir": config.data_dir,
+            "digit_scenes": None if config.data_dir else config.digit_scenes.to_dict(),
+            "image_first": config.image_first,
+            "sequences": counts[name] if name == UNUSUAL else config.sequences[name].to_dict(),
+            "skipped": config.sequences.calibration.to_dict() if name == HELD_OUT else {},
+            "seed": config.seed,
+        }
+        for name, count in counts.items()
+        if count
+    }
+    folders = {name: workdir / "traces" / name for name in sources}
+
+    @functools.cache
+    def recorder() -> Recorder:
+        return Recorder(checkpoints.load_model(path, jnp.float32), processor.eos_token_ids, fingerprint)
+
+    if any(not is_recorded(folders[name], sources[name]) for name in sources):
+        data_dir = Path(config.data_dir) if config.data_dir else workdir / "data"
+        if not config.data_dir:
+            sizes = config.digit_scenes
+            write_benchmark(data_dir, train=sizes.train, val=sizes.val, seed=sizes.seed)
+        for name, source in sources.items():
+            record(
+                recorder,
+                processor,
+                _examples(config, data_dir, name),
+                folders[name],
+                source=source,
+                batch_size=config.record_batch_size,
+            )
+    return {name: TraceSet.load(folder) for name, folder in folders.items()}
+
+
+def _examples(config: ml_collections.ConfigDict, data_dir: Path, name: str) -> Callable[[], Sequence[Example]]:
+    options = {"image_first": config.image_first, "seed": config.seed}
+    if name == UNUSUAL:
+        return lambda: unusual_examples(config.sequences.out_of_distribution, **options)
+    split = "train" if name == TRAIN else "val"
+    skip = config.sequences.calibration.to_dict() if name == HELD_OUT else {}
+    counts = config.sequences[name].to_dict()
+    return lambda: benchmark_examples(data_dir, split, counts, skip=skip, **options)
+
+
+def train_and_export(invocation: cli.Invocation) -> Path:
+    """Everything, in the workdir; returns the export's folder."""
+    config, workdir = invocation.config, invocation.workdir
+    assert workdir is not None
+    path = locate(config.model)
+    shape, training = predictor_config(config, path), training_config(config)
+    traces = record_all(config, path, workdir)
+    predictor, summary = train_predictor(
+        traces[TRAIN], shape, training, workdir / "training", held_out=traces[CALIBRATION]
+    )
+    splits = {name: traces[name] for name in (HELD_OUT, UNUSUAL) if name in traces}
+    metrics = report.evaluate(
+        predictor, traces[TRAIN].trace, splits, batch_size=config.eval_batch_size, seed=config.seed
+    )
+    console = Console()
+    report.write_report(metrics, workdir / "report.json", console)
+    publish.plot_recall(metrics, workdir / "recall.png")
+    _write(workdir / "report.md", f"# Routing path predictor of {path.name}\n\n{publish.markdown(metrics)}")
+    export = _export(invocation, path, predictor, metrics, traces[TRAIN].checksum, summary)
+    console.print(f"exported to {export}; report: {workdir / 'report.md'}")
+    return export
+
+
+def _export(
+    invocation: cli.Invocation,
+    path: Path,
+    predictor: Predictor,
+    metrics: dict[str, Any],
+    checksum: str,
+    summary: dict[str, Any],
+) -> Path:
+    config, workdir = invocation.config, invocation.workdir
+    assert workdir is not None
+    command = " ".join(
+        ["python -m train.predictor", f"--config={invocation.config_path}", "--workdir=DIR", *invocation.overrides]
+    )
+    provenance = {
+        "command": command,
+        "seed": config.seed,
+        "model": path.name,
+        "steps": summary["steps"],
+        "loss": summary["loss"],
+        "traces": checksum,
+    }
+    measured = report.summarise(metrics)
+    export = workdir / "export"
+    save_predictor(_described(predictor, provenance, measured), export)
+    facts = provenance | {
+        "model_fingerprint": predictor.model_fingerprint,
+        "parameters": _parameters(predictor.config),
+        "bytes": predictor.nbytes,
+    }
+    _write(export / "README.md", publish.card(metrics, facts, json.loads(config.to_json_best_effort())))
+    return export
+
+
+def _described(predictor: Predictor, provenance: dict[str, Any], metrics: dict[str, Any]) -> Predictor:
+    return Predictor(
+        predictor.config,
+        predictor.parameters,
+        scale=predictor.scale,
+        bias=predictor.bias,
+        popularity=predictor.popularity,
+        model_fingerprint=predictor.model_fingerprint,
+        provenance=provenance,
+        metrics=metrics,
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
