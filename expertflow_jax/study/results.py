@@ -352,7 +352,7 @@ def _read_json(path: Path) -> Any:
 
 def _locked(workdir: Path) -> io.BufferedWriter:
     """An exclusive lock that the system drops when this process ends, however it ends."""
-    lock = open(workdir / ".lock", "wb")  # noqa: SIM115: held until `close`
+    lock = open(workdir / ".lock", "wb")  # noqa: SIM115 (held until `close`)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
