@@ -143,8 +143,9 @@ def write_study(workdir: Path, rows: list[CellRow]) -> Path:
 
 
 if __name__ == "__main__":
-    from expertflow_jax.study.report import render_table, write_report
     from rich.console import Console
+
+    from expertflow_jax.study.report import render_table, write_report
 
     Console(width=118).print(render_table(made_up_study()))
     print(*write_report(write_study(Path(sys.argv[1]), made_up_study()), command="python -m eval.study"))
