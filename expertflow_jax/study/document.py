@@ -133,7 +133,7 @@ def _html_grid(grid: Grid) -> str:
     for row, keys in zip(grid.rows, grid.keys or grid.rows, strict=True):
         cells = []
         for text, key, kind in zip(row, keys, kinds, strict=True):
-            sort = "" if key is None or key == text else f' data-key="{html.escape(str(key))}"'
+            sort = "" if key is None or str(key) == text else f' data-key="{html.escape(str(key))}"'
             missing = ' data-none=""' if key is None else ""
             cells.append(f"<td{kind}{sort}{missing}>{_inline(text)}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
