@@ -6,6 +6,8 @@ cells of the study, is below `ALPHA`; the paired interval leaves out 0; and the 
 
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
+
 from expertflow_jax.study.document import Block, Bullets, Grid, Heading, Paragraph
 from expertflow_jax.study.results import CellRow
 from expertflow_jax.study.statistics import NoiseFloor, holm, noise_floor
@@ -92,9 +94,13 @@ def _noise(task: str, floor: NoiseFloor, rows: Sequence[CellRow]) -> str:
     if not floor.cells:
         return f"Noise floor of {task}: unknown, for no all-resident cell ran with the `random` scheduler."
     examples = next(row.num_examples for row in rows if row.task == task)
+    start = f"Noise floor of {task}: regrouping the batches at random, with every expert on the device"
+    if not (floor.flips or floor.accuracy or floor.logit_kl):
+        return (
+            f"{start} ({_cells(floor.cells)}), changed none of {examples} answers and no probability of a first token."
+        )
     return (
-        f"Noise floor of {task}: regrouping the batches at random, with every expert on the device "
-        f"({_cells(floor.cells)}), changed at most {floor.flips} of {examples} answers, accuracy by at most "
+        f"{start} ({_cells(floor.cells)}), changed at most {floor.flips} of {examples} answers, accuracy by at most "
         f"{100 * floor.accuracy:.1f} points and the first answer token by a mean KL of {floor.logit_kl:.1e} nats. "
         "No smaller effect is claimed."
     )
@@ -135,9 +141,34 @@ def _speed(rows: Sequence[CellRow]) -> list[Block]:
     spread = "range over tasks and seeds" if len({(r.task, r.seed) for r in subject}) > 1 else "one task and seed"
     return [
         Paragraph(f"`{SUBJECT}` in order of arrival, waiting for misses, at equal cache size{_clock_note(rows)}:"),
-        Bullets(said),
+        Bullets(said + _at_equal_memory(rows, subject, [p for p in ratios if p not in ("resident", "oracle")])),
         Paragraph(f"The same by cache fraction ({spread}):"),
         Grid(["against", *sizes], lines, [False] + [True] * len(sizes)),
+    ]
+
+
+def _at_equal_memory(rows: Sequence[CellRow], subject: Sequence[CellRow], others: Sequence[str]) -> list[str]:
+    """The same with the predictor's memory counted: others' throughput interpolated at the subject's memory."""
+    said, extra = [], 0
+    for other in others:
+        found = []
+        for row in subject:
+            theirs = [r for r in _plain(rows, other) if (r.task, r.seed) == (row.task, row.seed)]
+            theirs.sort(key=lambda r: r.memory_budget_bytes)
+            memory = [r.memory_budget_bytes for r in theirs]
+            extra = max(
+                [extra, *(row.memory_budget_bytes - r.memory_budget_bytes for r in theirs if r.slots == row.slots)]
+            )
+            if theirs and memory[0] <= row.memory_budget_bytes <= memory[-1]:
+                rate = np.interp(row.memory_budget_bytes, memory, [r.tokens_per_second for r in theirs])
+                found.append(row.tokens_per_second / float(rate))
+        if found:
+            said.append(f"**{span(found)}** that of `{other}`")
+    if not said or not extra:
+        return []
+    return [
+        f"With the same slots `{SUBJECT}` takes up to {extra / 2**20:.2f} MiB more, for its predictor. At equal "
+        f"memory, the other's throughput interpolated between its sizes, it reaches {' and '.join(said)}."
     ]
 
 
@@ -157,7 +188,10 @@ def _hit_rates(rows: Sequence[CellRow]) -> list[Block]:
             if row.task == task and row.cache_fraction == middle:
                 rates.setdefault(row.policy, []).append(row.hit_rate or 0.0)
         means = sorted(((sum(found) / len(found), policy) for policy, found in rates.items()), reverse=True)
-        order = " > ".join(f"`{policy}` {rate:.3f}" for rate, policy in means)
+        order = ""
+        for i, (rate, policy) in enumerate(means):
+            relation = "" if not i else " = " if f"{rate:.3f}" == f"{means[i - 1][0]:.3f}" else " > "
+            order += f"{relation}`{policy}` {rate:.3f}"
         if order:
             said.append(f"{task}, hit rates at cache fraction {middle:.3g}: {order}.")
     return [
