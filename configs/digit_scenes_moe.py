@@ -37,9 +37,19 @@ def get_config() -> ml_collections.ConfigDict:
     config.dense_share = 0.3  # training-only questions that read the whole grid, for quick perception
     config.dense_steps = 5_000  # until this step
     config.mmbench_every = 5  # every fifth batch is in multiple-choice form
+    config.second_stage = ml_collections.ConfigDict(
+        {
+            "step": 5_501,  # perception is learnt by then; finding by content, comparing and choosing are not
+            "learning_rate": 1.2e-3,  # start of a second cosine
+            "matching_share": 0.25,  # training-only questions that ask of each cell whether it matches
+            "hard_share": 0.4,  # questions of the types learnt last
+            "mmbench_every": 3,
+        }
+    )
     config.batch_size = 128
-    config.steps = 8_000
+    config.steps = 9_000
     config.learning_rate = 2e-3
+    config.decay_steps = 8_000  # of the first cosine
     config.final_lr_fraction = 0.02
     config.warmup_steps = 300
     config.weight_decay = 0.05

@@ -36,19 +36,25 @@ Batch = dict[str, np.ndarray]
 State = dict[str, Any]
 
 
-def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """AdamW with warm-up and cosine decay; weight decay on matrices only."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0,
-        config.learning_rate,
-        config.warmup_steps,
-        config.steps,
-        config.learning_rate * config.final_lr_fraction,
+def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """Warm-up and cosine decay over `decay_steps`; with a second stage, from its step on another cosine to the end."""
+    final = config.final_lr_fraction
+    first = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, config.warmup_steps, config.decay_steps, config.learning_rate * final
     )
+    if "second_stage" not in config:
+        return first
+    second = config.second_stage
+    again = optax.cosine_decay_schedule(second.learning_rate, config.steps - second.step, final)
+    return optax.join_schedules([first, again], [second.step])
+
+
+def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """AdamW; weight decay on matrices only."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
-            schedule,
+            learning_rate(config),
             b1=0.9,
             b2=config.adam_b2,
             weight_decay=config.weight_decay,

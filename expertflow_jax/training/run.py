@@ -18,13 +18,18 @@ from expertflow_jax.training.moe import train
 
 
 def _stream(config: ml_collections.ConfigDict) -> TrainStream:
+    second = config.second_stage
     return TrainStream(
         model_config(config),
         config.seed,
         config.batch_size,
-        config.mmbench_every,
-        config.dense_share,
-        config.dense_steps,
+        mmbench_every=config.mmbench_every,
+        dense_share=config.dense_share,
+        dense_steps=config.dense_steps,
+        second_stage=second.step,
+        matching_share=second.matching_share,
+        hard_share=second.hard_share,
+        second_mmbench_every=second.mmbench_every,
     )
 
 

@@ -28,7 +28,7 @@ CONFIGS = {
     "many experts": small_config(num_experts=16, num_experts_per_tok=3, num_hidden_layers=2),
     "some dense layers": small_config(mlp_only_layers=(1,), num_hidden_layers=3),
 }
-MODELS = {name: served(config) for name, config in CONFIGS.items()}
+MODELS = {name: served(config) for name, config in CONFIGS.items()}  # compiled stages are shared by all tests
 
 
 def answer(model, prompts, policy, slots, *, miss="wait", truth=None, clock=None, batch_size=None):
@@ -49,11 +49,11 @@ def answer(model, prompts, policy, slots, *, miss="wait", truth=None, clock=None
     return [(a.token_ids, a.logits_digest) for a in answers], [r.needed for r in session.records], stats
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     model=st.sampled_from(sorted(MODELS)),
     policy=st.sampled_from(["on_demand", "cache_moe", "expertflow", "oracle"]),
-    count=st.integers(1, 5),
+    count=st.sampled_from([1, 4]),
     fraction=st.floats(0.01, 1.0),
     seed=st.integers(0, 50),
 )

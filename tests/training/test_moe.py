@@ -23,6 +23,7 @@ def config() -> ml_collections.ConfigDict:
         {
             "seed": 0,
             "steps": 9,
+            "decay_steps": 9,
             "learning_rate": 1e-2,
             "final_lr_fraction": 0.1,
             "warmup_steps": 2,

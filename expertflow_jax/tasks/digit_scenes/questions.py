@@ -256,6 +256,38 @@ def dense_question(scene: Scene, rng: np.random.Generator) -> Question:
     return Question("Name all colors.", _reading(scene, range(CELLS), _color), "all_colors", "other", "reading")
 
 
+def matching_question(scene: Scene, rng: np.random.Generator) -> Question:
+    """Asks of each of the nine cells whether it matches; for training alone: finding by content, nine times."""
+    cell = _pick(rng, scene.filled)
+    kind = int(rng.integers(4))
+    if kind == 0:
+        text, fits = f"Name all {scene.digits[cell]}", [d == scene.digits[cell] for d in scene.digits]
+    elif kind == 1:
+        color = scene.colors[_pick(rng, scene.filled)]
+        text = f"Name all {COLOR_NAMES[color]} {scene.digits[cell]}"
+        fits = [d == scene.digits[cell] and c == color for d, c in zip(scene.digits, scene.colors, strict=True)]
+    elif kind == 2:
+        text = f"Name all larger than {POSITIONS[cell]}"
+        fits = [d > scene.digits[cell] for d in scene.digits]  # BLANK is below every digit
+    else:
+        text = f"Name all same color {POSITIONS[cell]}"
+        fits = [c == scene.colors[cell] for c in scene.colors]
+    return Question(text, " ".join("yes" if fit else "no" for fit in fits), "matching", "other", "reading")
+
+
+HARD_TYPES = tuple(
+    SHORT_TYPES[name] for name in ("count_digit", "exists", "color_of", "neighbour", "same_color", "larger")
+)  # learnt last: they find by content, or compare
+
+
+def hard_question(scene: Scene, rng: np.random.Generator) -> Question:
+    """A question of one of HARD_TYPES that suits the scene."""
+    while True:
+        question = _pick(rng, HARD_TYPES)(scene, rng)
+        if question is not None:
+            return question
+
+
 WORDS = (
     *(str(d) for d in range(10)),
     *COLOR_NAMES,

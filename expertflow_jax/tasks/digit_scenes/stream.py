@@ -18,13 +18,16 @@ from expertflow_jax.tasks.digit_scenes.items import Item, make_items
 from expertflow_jax.tasks.digit_scenes.questions import (
     Question,
     dense_question,
+    hard_question,
+    matching_question,
     sample_question,
 )
-from expertflow_jax.tasks.digit_scenes.scenes import IMAGE_PIXELS, render, sample_scene, scan_bank
+from expertflow_jax.tasks.digit_scenes.scenes import IMAGE_PIXELS, Scene, render, sample_scene, scan_bank
 
 PATCHES_PER_SIDE = IMAGE_PIXELS // files.PATCH
 IMAGE_TOKENS = (PATCHES_PER_SIDE // files.MERGE) ** 2
 TOKENS = {"vqa_v2": 28, "mmbench": 36}  # T of each prompt form; the longest sequence fits
+MATCHING_TOKENS = 30
 
 Batch = dict[str, np.ndarray]
 
@@ -45,6 +48,8 @@ class TrainStream:
       batch_size: B.
       mmbench_every: every how many steps a batch is multiple choice.
       dense_share: share of questions that ask for all nine cells, during the first `dense_steps` steps.
+      second_stage: the step from which the question mix turns to what is learnt last: the shares `matching_share` and
+        `hard_share`, multiple choice every `second_mmbench_every` steps, answered by the option's text and its letter.
     """
 
     model: Qwen3VLMoeConfig
@@ -53,16 +58,25 @@ class TrainStream:
     mmbench_every: int = 4
     dense_share: float = 0.25
     dense_steps: int = 0
+    second_stage: int = 1 << 30
+    matching_share: float = 0.25
+    hard_share: float = 0.4
+    second_mmbench_every: int = 3
 
     def batch(self, step: int) -> Batch:
         """input_ids [B, T], lengths [B], answer_mask [B, T], positions [3, B, T], image_index [B, T], pixel_values."""
         rng = np.random.default_rng([self.seed, 7, step])
         scenes = [sample_scene(rng) for _ in range(self.batch_size)]
         images = render(scenes, scan_bank("train", augment=True), rng)
-        if step % self.mmbench_every == self.mmbench_every - 1:
+        second = step >= self.second_stage
+        every = self.second_mmbench_every if second else self.mmbench_every
+        if step % every == every - 1:
             questions = [_choosable(scene, rng) for scene in scenes]
-            pairs = [multiple_choice(question.text, question.choices, question.answer, rng) for question in questions]
+            pairs = [multiple_choice(q.text, q.choices, q.answer, rng, say_text=second) for q in questions]
             return encode(self.model, images, pairs, TOKENS["mmbench"])
+        if second:
+            questions = [self._late_question(scene, rng) for scene in scenes]
+            return encode(self.model, images, [open_ended(q.text, q.answer) for q in questions], MATCHING_TOKENS)
         dense = rng.random(self.batch_size) < (self.dense_share if step < self.dense_steps else 0.0)
         questions = [
             dense_question(scene, rng) if all_cells else sample_question(scene, rng)
@@ -70,8 +84,16 @@ class TrainStream:
         ]
         return encode(self.model, images, [open_ended(q.text, q.answer) for q in questions], TOKENS["vqa_v2"])
 
+    def _late_question(self, scene: Scene, rng: np.random.Generator) -> Question:
+        draw = rng.random()
+        if draw < self.matching_share:
+            return matching_question(scene, rng)
+        if draw < self.matching_share + self.hard_share:
+            return hard_question(scene, rng)
+        return sample_question(scene, rng)
 
-def _choosable(scene, rng: np.random.Generator) -> Question:
+
+def _choosable(scene: Scene, rng: np.random.Generator) -> Question:
     while not (question := sample_question(scene, rng, reading_share=0.0)).choices:
         pass
     return question
@@ -82,11 +104,18 @@ def open_ended(question: str, answer: str) -> tuple[str, str]:
     return prompt_of(vqa_v2.prompt_text(question)), answer
 
 
-def multiple_choice(question: str, choices: Sequence[str], answer: str, rng: np.random.Generator) -> tuple[str, str]:
-    """(prompt, letter) as in MMBench, the options in random order."""
+def multiple_choice(
+    question: str, choices: Sequence[str], answer: str, rng: np.random.Generator, say_text: bool = True
+) -> tuple[str, str]:
+    """(prompt, answer) as in MMBench, the options in random order.
+
+    The answer is the option's letter, with `say_text` after its text: what to answer is then settled before it is
+    looked up among the options.
+    """
     order = [choices[i] for i in rng.permutation(len(choices))]
     options = dict(zip(files.OPTION_LETTERS, order, strict=False))
-    return prompt_of(mmbench.prompt_text(question, options)), files.OPTION_LETTERS[order.index(answer)]
+    letter = files.OPTION_LETTERS[order.index(answer)]
+    return prompt_of(mmbench.prompt_text(question, options)), f"{answer} {letter}" if say_text else letter
 
 
 _TOKENIZER = files.build_tokenizer()
