@@ -140,14 +140,16 @@ def _over_memory(rows: Sequence[CellRow]) -> Figure | None:
     figure = Figure(figsize=(13, 4.9), layout="constrained")
     axes = figure.subplots(1, 3, sharex=True)
     lossless = {p: _points(r for r in plain if r.policy == p and r.miss_policy == "wait") for p in policies}
-    width = np.ptp([point.mebibytes for points in lossless.values() for point in points] or [0.0])
+    sizes = [[point.mebibytes for point in points] for points in lossless.values() if points]
+    gaps = np.concatenate([np.diff(mine) for mine in sizes] or [[]])
+    step = min(0.012 * np.ptp(np.concatenate(sizes)), 0.22 * gaps.min()) if gaps.size else 0.0
     for i, (policy, points) in enumerate(lossless.items()):
         colour, marker = looks[policy]
         if not points:
             continue
         x = np.array([point.mebibytes for point in points])
         accuracy = np.stack([point.accuracy for point in points]) * 100
-        aside = (i - (len(policies) - 1) / 2) * 0.012 * width  # lossless intervals coincide
+        aside = (i - (len(policies) - 1) / 2) * step  # lossless intervals coincide
         axes[0].errorbar(x + aside, accuracy[:, 0], _errors(accuracy), color=colour, marker=marker, capsize=2, lw=1)
         axes[1].plot(x, [point.tokens_per_second for point in points], color=colour, marker=marker)
         axes[2].plot(x, [100 * point.hit_rate for point in points], color=colour, marker=marker)
@@ -206,7 +208,7 @@ def _apart(values: Iterable[float]) -> list[float]:
     """The values, from the largest down, less those too near to label beside each other."""
     kept: list[float] = []
     for value in sorted(set(values), reverse=True):
-        if not kept or kept[-1] - value > 0.085:
+        if not kept or kept[-1] - value > 0.11:
             kept.append(value)
     return kept[::-1]
 
