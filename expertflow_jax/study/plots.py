@@ -141,7 +141,7 @@ def _over_memory(rows: Sequence[CellRow]) -> Figure | None:
     axes = figure.subplots(1, 3, sharex=True)
     lossless = {p: _points(r for r in plain if r.policy == p and r.miss_policy == "wait") for p in policies}
     sizes = [[point.mebibytes for point in points] for points in lossless.values() if points]
-    gaps = np.concatenate([np.diff(mine) for mine in sizes] or [[]])
+    gaps = np.concatenate([np.zeros(0), *(np.diff(mine) for mine in sizes)])
     step = min(0.012 * np.ptp(np.concatenate(sizes)), 0.22 * gaps.min()) if gaps.size else 0.0
     for i, (policy, points) in enumerate(lossless.items()):
         colour, marker = looks[policy]
