@@ -17,6 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.blocks.policies = block(
         ("resident", "on_demand", "cache_moe", "expertflow", "oracle"), cache_fractions=FRACTIONS
     )
+    config.blocks.cache_moe_greedy = block(("cache_moe",), ("greedy",), cache_fractions=FRACTIONS)
     config.blocks.schedulers = block(("expertflow",), ("random", "kmeans", "greedy"), cache_fractions=FRACTIONS)
     config.blocks.lossy = block(("cache_moe", "expertflow"), ("fifo", "greedy"), ("drop", "substitute"), FRACTIONS)
     return config

@@ -325,9 +325,8 @@ class OffloadedModel:
             conversations = [prompts] if isinstance(prompts[0], Mapping) else list(prompts)
             rest = iter(given)
             for messages in conversations:
-                places = sum(
-                    _is_image(item) for m in messages if not isinstance(m["content"], str) for item in m["content"]
-                )
+                contents = [m["content"] for m in messages if not isinstance(m["content"], str)]
+                places = sum(item.get("type") == "image" for content in contents for item in content)
                 found.append((list(messages), [image for _, image in zip(range(places), rest, strict=False)]))
             if left := len(list(rest)):
                 raise InputError(f"generate: {left} images more than the conversations have places for")

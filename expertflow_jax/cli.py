@@ -82,7 +82,8 @@ def _parser(description: str, needs_workdir: bool, options: Callable | None) -> 
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Override any key of the config file with --config.KEY=VALUE (nested keys with dots; tuples as '(a,b)').\n"
+        epilog="Override any key of the config file with --config.KEY=VALUE (nested keys with dots; tuples as\n"
+        "'(a,b)').\n"
         "Exit codes: 0 done, 2 bad config or input, 1 anything else.",
         allow_abbrev=False,
     )

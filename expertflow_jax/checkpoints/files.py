@@ -49,7 +49,7 @@ class TensorFiles:
             if not isinstance(weights, dict) or not weights:
                 raise InputError(f"{directory / INDEX}: no weight_map; download it again")
             for tensor, file in weights.items():
-                if tensor not in self._open(str(file)).keys():  # noqa: SIM118: not a dict
+                if tensor not in set(self._open(str(file)).keys()):
                     raise InputError(f"{directory / INDEX}: says that {file} holds {tensor}, which it does not")
                 self._file_of[tensor] = str(file)
         else:

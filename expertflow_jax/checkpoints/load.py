@@ -39,9 +39,7 @@ def read_config(path: Path) -> Qwen3VLMoeConfig:
     return FAMILIES[family][0].from_hf(values)
 
 
-def load_dense_and_experts(
-    path: str | Path, dtype: Any = None
-) -> tuple[Qwen3VLMoeConfig, Qwen3VLMoe, Experts]:
+def load_dense_and_experts(path: str | Path, dtype: Any = None) -> tuple[Qwen3VLMoeConfig, Qwen3VLMoe, Experts]:
     """Loads everything but the experts, which come as an iterator.
 
     Args:

@@ -31,7 +31,7 @@ def save_hf(directory: str | Path, config: Qwen3VLMoeConfig, module: Qwen3VLMoe,
     for path, leaf in nnx.to_flat_state(nnx.state(module)):
         array = np.asarray(jax.device_get(leaf[...])).astype(dtype)
         if path[0] == "experts":
-            gate_up_name, down_name = table.expert_names(path[1])
+            gate_up_name, down_name = table.expert_names(int(str(path[1])))
             name = gate_up_name if path[-1] == "gate_up" else down_name
             tensors[name] = np.ascontiguousarray(array.swapaxes(1, 2))
         else:
@@ -53,7 +53,7 @@ def _write(directory: Path, tensors: dict[str, np.ndarray]) -> None:
     if len(shards) == 1:
         save_file(shards[0], directory / SINGLE, metadata={"format": "pt"})
         return
-    where = {}
+    where: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, directory / file, metadata={"format": "pt"})

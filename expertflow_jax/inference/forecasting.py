@@ -12,7 +12,7 @@ import numpy as np
 
 from expertflow_jax.offload.clock import Clock
 from expertflow_jax.predictor.forecast import step_forecast
-from expertflow_jax.predictor.runtime import Predictor
+from expertflow_jax.predictor.runtime import Predictor, PredictorCache
 from expertflow_jax.simulation.costs import ComputeCosts
 
 
@@ -68,7 +68,7 @@ class PredictedForecast:
         self._predictor = predictor
         self._clock = clock
         self._costs = costs
-        self._cache = None
+        self._cache: PredictorCache | None = None
 
     def prefill(self, x: jax.Array, lengths: np.ndarray) -> np.ndarray | None:
         probs, self._cache = self._predictor.prefill(x, lengths)
@@ -79,6 +79,7 @@ class PredictedForecast:
         return np.stack([step_forecast(probs, lengths), step_forecast(last, (lengths > 0).astype(np.int32))])
 
     def decode(self, x: jax.Array, active: np.ndarray) -> np.ndarray | None:
+        assert self._cache is not None, "prefill comes before decode"
         probs, self._cache = self._predictor.decode(x, self._cache)
         self._charge(int(active.sum()))
         forecast = step_forecast(np.asarray(probs), active.astype(np.int32))

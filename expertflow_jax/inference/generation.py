@@ -65,7 +65,7 @@ def generate_batch(
     step = 0
     while True:
         tokens = sampler.choose(logits, step)
-        for i in np.flatnonzero(active[:count]):
+        for i in np.flatnonzero(active[:count]).tolist():
             digests[i].update(logits[i].tobytes())
             token = int(tokens[i])
             if token in stop_ids:

@@ -148,7 +148,7 @@ class InferenceSession:
                     speculated = self._speculate(layer, h)
                 x = self._experts(moe_layer, h, y, chosen, weights, probs, record.needed[moe_layer], sample)
                 moe_layer += 1
-            if visual is not None and layer < visual[0].shape[0]:
+            if visual is not None and visual[1] is not None and layer < visual[0].shape[0]:
                 x = self.stages.add_deepstack(x, visual[0][layer], visual[1])
         self.engine.end_step()
         sequences.lengths = sequences.lengths + lengths

@@ -248,7 +248,7 @@ class Qwen3VLMoe(nnx.Module):
         chosen, probabilities = [], []
         for i, (layer, experts) in enumerate(zip(self.layers, self.experts, strict=True)):
             h = layer.attend(x, positions, mask)
-            if layer.is_moe:
+            if experts is not None:
                 y, ids, weights, probs = layer.route(h)
                 ids = jnp.where(inside[..., None], ids, -1)
                 top_k = ids.shape[-1]
@@ -267,7 +267,7 @@ class Qwen3VLMoe(nnx.Module):
                 probabilities.append(probs)
             else:
                 x = layer.feed_forward(h)
-            if deepstack is not None and i < deepstack.shape[0]:
+            if deepstack is not None and image_index is not None and i < deepstack.shape[0]:
                 x = self.add_deepstack(x, deepstack[i], image_index)
         return ForwardOutput(self.head_stage(x), jnp.stack(chosen, axis=1), jnp.stack(probabilities, axis=1))
 

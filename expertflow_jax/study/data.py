@@ -46,6 +46,7 @@ def open_task(config: ml_collections.ConfigDict, name: str, workdir: Path) -> Ta
 
 def encode(model: LoadedModel, example: Example) -> Prompt:
     """Chat template, tokenizer and image preprocessing of the model's own processor."""
+    assert model.processor is not None, "the runner refuses a model without a tokenizer"
     text = model.processor.apply_chat_template(example.messages, add_generation_prompt=True)
     inputs = model.processor.encode(text, [example.image] if example.image is not None else [])
     return Prompt(inputs.input_ids, inputs.pixel_values, inputs.image_grid_thw)

@@ -133,6 +133,7 @@ def _run(
 ) -> Execution:
     model, data = setting.model, setting.data[cell.task]
     session = InferenceSession(model.stages, engine, make_miss_policy(cell.miss_policy), setting.costs)
+    assert model.processor is not None, "the runner refuses a model without a tokenizer"
     count = len(data.prompts)
     texts = [""] * count
     first_logits = np.zeros((count, model.config.text.vocab_size), np.float32)
@@ -186,7 +187,7 @@ def _batches(setting: Setting, cell: Cell, engine: ExpertCacheEngine) -> Iterato
             for i in window:
                 seconds = setting.costs.predictor_seconds(len(data.prompts[i].input_ids))
                 engine.clock.spend(seconds, "predictor", "forecast for scheduling")
-        for batch in scheduler.plan(signatures, arrival=window):
+        for batch in scheduler.plan(signatures, arrival=window.tolist()):
             yield total, window[batch]
 
 

@@ -177,9 +177,7 @@ class ResultWriter:
     environment.json.
     """
 
-    def __init__(
-        self, workdir: str | Path, config: Mapping[str, Any], environment: Mapping[str, Any] | None = None
-    ):
+    def __init__(self, workdir: str | Path, config: Mapping[str, Any], environment: Mapping[str, Any] | None = None):
         """Opens `workdir`, makes it if need be, and repairs what a kill left.
 
         Args:

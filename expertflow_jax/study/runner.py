@@ -4,6 +4,7 @@ References come first; a finished reference is read back from its files, so a ki
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ from expertflow_jax.study.grid import Cell, cells
 from expertflow_jax.study.results import CellRow, ResultWriter, cell_id
 
 CLOCKS = ("virtual", "real")
+
+
+def _console() -> Console:
+    """As wide as the terminal; without one, wide enough for the table."""
+    return Console(width=None if sys.stdout.isatty() else 118)
 
 
 def check(config: ml_collections.ConfigDict) -> list[Cell]:
@@ -64,7 +70,7 @@ def plan(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Prints what the study would run and the memory that each size needs; writes no results."""
     todo = check(config)
     setting = prepare(config, workdir)
-    console = Console()
+    console = _console()
     console.print(
         f"model {setting.model.name}: {setting.model.store.num_layers} MoE layers of "
         f"{setting.model.store.num_experts} experts, {format_bytes(setting.model.store.expert_bytes)} each; "
@@ -93,7 +99,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
     """
     todo = check(config)
     plain: dict[str, Any] = json.loads(config.to_json_best_effort())
-    console = Console()
+    console = _console()
     with ResultWriter(workdir, plain, describe_environment(config.seeds[0])) as writer:
         setting = prepare(config, workdir)
         for cell in todo:

@@ -19,7 +19,7 @@ from expertflow_jax.tasks.digit_scenes.stream import PATCHES_PER_SIDE
 
 def model_config(config: ml_collections.ConfigDict) -> Qwen3VLMoeConfig:
     """The architecture that `config.text` and `config.vision` name, with the benchmark's tokens and patches."""
-    tokenizer = files.build_tokenizer()
+    token = files.build_tokenizer().get_vocab()
     text = TextConfig(vocab_size=files.vocab_size(), **_plain(config.text))
     vision = VisionConfig(
         out_hidden_size=config.text.hidden_size,
@@ -32,10 +32,10 @@ def model_config(config: ml_collections.ConfigDict) -> Qwen3VLMoeConfig:
     made = Qwen3VLMoeConfig(
         text,
         vision,
-        image_token_id=tokenizer.token_to_id(files.IMAGE_PAD),
-        video_token_id=tokenizer.token_to_id(files.VIDEO_PAD),
-        vision_start_token_id=tokenizer.token_to_id(files.VISION_START),
-        vision_end_token_id=tokenizer.token_to_id(files.VISION_END),
+        image_token_id=token[files.IMAGE_PAD],
+        video_token_id=token[files.VIDEO_PAD],
+        vision_start_token_id=token[files.VISION_START],
+        vision_end_token_id=token[files.VISION_END],
     )
     made.validate()
     return made

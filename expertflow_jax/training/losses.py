@@ -7,9 +7,12 @@ uses all, which is what leaves a token scheduler something to group.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array | np.ndarray
 
 
-def answer_cross_entropy(logits: jax.Array, input_ids: jax.Array, answer_mask: jax.Array) -> jax.Array:
+def answer_cross_entropy(logits: Array, input_ids: Array, answer_mask: Array) -> jax.Array:
     """Mean next-token cross entropy over the answer tokens.
 
     Args:
@@ -45,7 +48,7 @@ def load_balancing_loss(router_probs: jax.Array, expert_ids: jax.Array) -> jax.A
     return num_experts * (fraction * probability).sum(axis=-1).mean()
 
 
-def exact_match(logits: jax.Array, input_ids: jax.Array, answer_mask: jax.Array) -> jax.Array:
+def exact_match(logits: Array, input_ids: Array, answer_mask: Array) -> jax.Array:
     """Whether greedy decoding would give exactly the reference answer, per sequence: bool [B].
 
     Under teacher forcing every answer token is the argmax if and only if free-running greedy decoding emits the

@@ -44,9 +44,8 @@ def print_plan(config: ml_collections.ConfigDict) -> None:
     console.print(f"parameters            {parameters:,} (experts {sum(experts):,})")
     console.print(f"training examples     {config.steps * config.batch_size:,} in {config.steps:,} steps")
     console.print(f"parameters, average, two moments and gradients: {5 * 4 * parameters / 2**20:,.0f} MiB")
-    console.print(
-        f"export ({config.export_dtype})     {parameters * np.dtype(jax.numpy.dtype(config.export_dtype)).itemsize:,} bytes"
-    )
+    itemsize = np.dtype(jax.numpy.dtype(config.export_dtype)).itemsize
+    console.print(f"export in {config.export_dtype}    {parameters * itemsize:,} bytes")
 
 
 def train_and_export(invocation: cli.Invocation) -> Path:

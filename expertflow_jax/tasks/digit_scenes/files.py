@@ -25,7 +25,7 @@ from expertflow_jax.tasks.digit_scenes.items import Item, make_items
 VERSION = 1
 SPLITS = ("train", "val")
 MANIFEST = "manifest.json"
-JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
+JPEG_QUALITY = 95  # without chroma subsampling: colours are asked about
 
 
 def write_benchmark(data_dir: str | Path, *, train: int, val: int, seed: int) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _checksums(data_dir: Path) -> dict[str, str]:
 
 def _jpeg(image: np.ndarray) -> bytes:
     data = io.BytesIO()
-    Image.fromarray(image).save(data, **JPEG)
+    Image.fromarray(image).save(data, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return data.getvalue()
 
 
@@ -154,7 +154,7 @@ def _write_mmbench(data_dir: Path, split: str, items: Sequence[Item]) -> int:
 
 
 def question_only_baseline(train: Sequence[Example], val: Sequence[Example]) -> list[str]:
-    """Answers of the best guesser who never looks: the commonest training answer to the very question, else to its type.
+    """Answers of the best guesser who never looks: the commonest training answer to the question, else to its type.
 
     Args:
       train, val: examples of VQA v2's form.
