@@ -30,9 +30,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.predictor = ml_collections.ConfigDict({"width": 96, "depth": 2, "heads": 4, "hidden": 256})
 
     config.training = ml_collections.ConfigDict()
-    config.training.steps = 3_000
+    config.training.steps = 1_500
     config.training.batch_size = 64
-    config.training.learning_rate = 3e-3
+    config.training.learning_rate = 6e-3
     config.training.final_lr_fraction = 0.02
     config.training.warmup_steps = 100
     config.training.weight_decay = 0.05
@@ -41,7 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.training.positive_weight = 1.0
     config.training.decode_weight = 1.0  # of a decoded token, against one of the prompt
     config.training.log_every = 50
-    config.training.checkpoint_every = 500
+    config.training.checkpoint_every = 250
 
     config.eval_batch_size = 8  # sequences whose steps are forecast together in the report
     return config

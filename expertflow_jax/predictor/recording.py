@@ -30,6 +30,7 @@ from expertflow_jax.tasks.base import Example
 RANKED = 8  # M at most: enough to compare forecasts at four times top-2
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepOutput:
     """What one call of the model gives; see `Recorder.record`."""
@@ -40,11 +41,13 @@ class StepOutput:
     next_ids: jax.Array  # int32 [B], greedy
 
 
-jax.tree_util.register_dataclass(StepOutput)
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+def _run(graph: Any, state: Any, inputs: dict[str, Any], caches: list, images: Any, deepstack: Any) -> Any:
+    """All layers on new tokens: `inputs` holds ids [B, T], positions [3, B, T], start [B], lengths [B], image_index.
 
-
-def _run(module: Any, inputs: dict[str, Any], caches: list, images: Any, deepstack: Any) -> tuple[StepOutput, list]:
-    """All layers on new tokens: `inputs` holds ids [B, T], positions [3, B, T], start [B], lengths [B], image_index."""
+    Returns `StepOutput` and the caches.
+    """
+    module = nnx.merge(graph, state)
     x = embeddings = module.embed_stage(inputs["ids"], images, inputs["image_index"])
     where = inputs["positions"], inputs["start"], inputs["lengths"]
     chosen, ranked, filled = [], [], []
@@ -73,6 +76,11 @@ def _run(module: Any, inputs: dict[str, Any], caches: list, images: Any, deepsta
     return StepOutput(embeddings, jnp.stack(chosen, 2), jnp.stack(ranked, 2), next_ids), filled
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _see(graph: Any, state: Any, pixels: jax.Array, where: Any) -> Any:
+    return nnx.merge(graph, state).vision_stage(pixels, where)
+
+
 class Recorder:
     """Answers batches of prompts greedily and returns their traces.
 
@@ -86,13 +94,7 @@ class Recorder:
         self._config, self._dtype = module.config, module.dtype
         self._end = np.array(sorted(end_ids), np.int32)
         self._fingerprint = fingerprint
-        graph, self._state = nnx.split(module)
-
-        def step(state: Any, inputs: dict[str, Any], caches: list, images: Any, deepstack: Any) -> Any:
-            return _run(nnx.merge(graph, state), inputs, caches, images, deepstack)
-
-        self._step = jax.jit(step, donate_argnums=2)
-        self._vision = jax.jit(lambda state, pixels, where: nnx.merge(graph, state).vision_stage(pixels, where))
+        self._graph, self._state = nnx.split(module)
 
     def record(
         self, prompts: Sequence[Prompt], limits: np.ndarray, *, ids: Sequence[str] = (), groups: Sequence[str] = ()
@@ -131,7 +133,7 @@ class Recorder:
                 "lengths": active.astype(np.int32),
                 "image_index": None,
             }
-            out, caches = self._step(self._state, inputs, caches, None, None)
+            out, caches = _run(self._graph, self._state, inputs, caches, None, None)
             recorder.decode(out.embeddings, out.experts, active=active, speculative=out.speculative)
         embeddings, trace = recorder.finish(ids, groups)
         return embeddings, trace, answers
@@ -143,7 +145,7 @@ class Recorder:
         caches = [(jnp.zeros(shape, self._dtype), jnp.zeros(shape, self._dtype)) for _ in range(text.num_hidden_layers)]
         images = deepstack = None
         if batch.pixel_values is not None:
-            images, deepstack = self._vision(self._state, batch.pixel_values, batch.vision_positions)
+            images, deepstack = _see(self._graph, self._state, batch.pixel_values, batch.vision_positions)
         inputs = {
             "ids": batch.input_ids,
             "positions": batch.positions,
@@ -151,7 +153,7 @@ class Recorder:
             "lengths": batch.lengths,
             "image_index": batch.image_index,
         }
-        return self._step(self._state, inputs, caches, images, deepstack)
+        return _run(self._graph, self._state, inputs, caches, images, deepstack)
 
 
 def encode_example(processor: Processor, example: Example) -> Prompt:

@@ -61,7 +61,7 @@ def print_plan(config: ml_collections.ConfigDict) -> None:
     path = locate(config.model)
     shape, training = predictor_config(config, path), training_config(config)
     parameters = _parameters(shape)
-    console = Console()
+    console = Console(soft_wrap=True)
     console.print(f"model                 {path}: {shape.moe_layers} MoE layers of {shape.num_experts} experts")
     for name, count in _counts(config).items():
         console.print(f"{name:<21} {count:,} sequences to record")

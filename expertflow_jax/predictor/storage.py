@@ -143,8 +143,9 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _read_description(path: Path) -> dict[str, Any]:
+    data = _read_bytes(path)
     try:
-        description = json.loads(_read_bytes(path).decode())
+        description = json.loads(data.decode())
     except ValueError as error:
         raise InputError(f"{path}: truncated or malformed JSON; train the predictor again") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from expertflow_jax import checkpoints
 from expertflow_jax.inference.batching import pad_prompts
@@ -21,6 +22,13 @@ def parts(model_dir):
     module = checkpoints.load_model(model_dir, jnp.float32)
     processor = Processor.from_directory(model_dir)
     return module, processor, Recorder(module, (), fingerprint_of(module.config, module))
+
+
+@nnx.jit
+def fused_forward(module, pixels, where, ids, positions, lengths, index):
+    images, deepstack = module.vision_stage(pixels, where)
+    fused = module.forward(ids, positions, lengths, images, deepstack, index)
+    return module.embed_stage(ids, images, index), fused
 
 
 def test_traces_are_those_of_the_models_own_greedy_answers(parts):
@@ -42,14 +50,13 @@ def test_traces_are_those_of_the_models_own_greedy_answers(parts):
     index[:, : min(width, batch.image_index.shape[1])] = batch.image_index[:, :width]
     grid = np.concatenate([prompt.image_grid_thw for prompt in prompts])
     positions, _ = rope_positions(module.config, ids, trace.lengths, grid)
-    images, deepstack = module.vision_stage(jnp.asarray(batch.pixel_values), batch.vision_positions)
-    fused = module.forward(ids, positions, jnp.asarray(trace.lengths), images, deepstack, index)
+    x, fused = fused_forward(module, batch.pixel_values, batch.vision_positions, ids, positions, trace.lengths, index)
     for row, answer in enumerate(answers):
         first, last = trace.prompt_lengths[row] - 1, trace.lengths[row]
         assert np.asarray(fused.logits)[row, first:last].argmax(-1).tolist() == answer
     found = np.asarray(fused.expert_ids).transpose(0, 2, 1, 3)[:, : trace.experts.shape[1]]
     np.testing.assert_array_equal(found, trace.experts)
-    x = np.asarray(module.embed_stage(ids, images, index))[:, : embeddings.shape[1]]
+    x = np.asarray(x)[:, : embeddings.shape[1]]
     used = trace.token_mask()
     np.testing.assert_allclose(embeddings[used], x[used], atol=1e-5)
 
