@@ -20,13 +20,17 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.tasks.base import Example, mean_by_group, user_turn
 from expertflow_jax.tasks.files import rgb_bytes
 
-SOURCE = "https://github.com/open-compass/MMBench"
+SOURCE = "https://opencompass.openxlab.space/utils/benchmarks/MMBench/"
 LETTERS = ("A", "B", "C", "D")
 COLUMNS = ("index", "question", "A", "B", "answer", "category", "image")
 ROTATION = 1_000_000
 MAX_NEW_TOKENS = 8
-SPLITS = {"train": "MMBench_TRAIN_EN.tsv", "val": "MMBench_DEV_EN.tsv", "test": "MMBench_TEST_EN.tsv"}
+SPLITS = {"train": "MMBench_TRAIN_EN.tsv", "val": "MMBench_DEV_EN.tsv"}  # official: dev; of test no answers are public
+IMAGE_REFERENCE = 64  # characters at most of an image cell that names another row
 _ABSENT = ("", "nan", "NaN")
+
+Rows = dict[int, tuple[int, dict[str, str]]]
+"""index -> (line number, row)."""
 
 
 def prompt_text(question: str, options: Mapping[str, str], hint: str | None = None) -> str:
@@ -39,7 +43,7 @@ def prompt_text(question: str, options: Mapping[str, str], hint: str | None = No
 def official_file(data_dir: Path, split: str) -> Path:
     """The TSV of a split; raises InputError for an unknown one."""
     if split not in SPLITS:
-        raise InputError(f"mmbench: no split {split!r}; known: {', '.join(SPLITS)}")
+        raise InputError(f"mmbench: no split {split!r}; known: {', '.join(SPLITS)} (answers of test are not public)")
     return data_dir / "mmbench" / SPLITS[split]
 
 
@@ -49,28 +53,28 @@ def read_records(data_dir: Path, split: str) -> Iterator[dict[str, Any]]:
     Yields:
       index, question, hint ("" if none), letters, options, answer, category, l2_category, image (encoded bytes).
 
+    Rows are checked as a whole before the first record comes; images as they are read.
+
     Raises:
-      InputError: the file is missing, columns are missing, a row is ragged, an index is no number or occurs twice, an
-        answer is not among the options, or an image is damaged or refers to a row that is not there.
+      InputError: the file is missing, columns are missing, a row is ragged, an index is no number or occurs twice, a
+        question's first row is missing, an answer is not among the options, or an image is damaged or refers to a row
+        that has none.
     """
     path = official_file(data_dir, split)
     rows = _read_rows(path)
+    _check_rows(path, rows)
     groups: dict[int, list[int]] = {}
     for index in rows:
         groups.setdefault(index % ROTATION, []).append(index)
     decoded: dict[int, bytes] = {}
     for members in groups.values():
-        for index in members:
-            line, row = rows[index]
-            where = f"{path}: line {line}"
-            options = {letter: row[letter] for letter in LETTERS if row.get(letter, "") not in _ABSENT}
-            if row["answer"] not in options:
-                raise InputError(f"{where}: answer {row['answer']!r} is not among its options {', '.join(options)}")
-            hint = row.get("hint", "")
+        for index in sorted(members):
+            _, row = rows[index]
+            options = _options(row)
             yield {
                 "index": index,
                 "question": row["question"],
-                "hint": "" if hint in _ABSENT else hint,
+                "hint": "" if row.get("hint", "") in _ABSENT else row["hint"],
                 "letters": list(options),
                 "options": list(options.values()),
                 "answer": row["answer"],
@@ -80,25 +84,60 @@ def read_records(data_dir: Path, split: str) -> Iterator[dict[str, Any]]:
             }
 
 
-def _read_rows(path: Path) -> dict[int, tuple[int, dict[str, str]]]:
-    """index -> (line number, row)."""
+def _options(row: Mapping[str, str]) -> dict[str, str]:
+    """letter -> text of the options that a row has."""
+    return {letter: row[letter] for letter in LETTERS if row.get(letter, "") not in _ABSENT}
+
+
+def _refers(cell: str) -> bool:
+    """Whether an image cell names the row that holds the image."""
+    return len(cell) <= IMAGE_REFERENCE and cell.isdecimal()
+
+
+def _check_rows(path: Path, rows: Rows) -> None:
+    for index, (line, row) in rows.items():
+        where = f"{path}: line {line}"
+        if row["answer"] not in _options(row):
+            named = ", ".join(_options(row)) or "none"
+            raise InputError(
+                f"{where}: answer {row['answer']!r} is not among the row's options ({named}); "
+                f"correct the row or download the file again from {SOURCE}"
+            )
+        if index % ROTATION not in rows:
+            raise InputError(
+                f"{where}: row {index} rotates the options of row {index % ROTATION}, which is missing; "
+                f"download the file again from {SOURCE}"
+            )
+        if _refers(row["image"]):
+            holder = rows.get(int(row["image"]))
+            if holder is None or _refers(holder[1]["image"]):
+                raise InputError(
+                    f"{where}: its image is that of row {row['image']}, which has none; "
+                    f"download the file again from {SOURCE}"
+                )
+
+
+def _read_rows(path: Path) -> Rows:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # an image is one cell
-    rows: dict[int, tuple[int, dict[str, str]]] = {}
+    rows: Rows = {}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, delimiter="\t", strict=True)
             if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
                 raise InputError(f"{path}: no column {missing[0]!r}; get the file from {SOURCE}")
             for row in reader:
                 line = reader.line_num
                 if None in row or None in row.values():
-                    raise InputError(f"{path}: line {line} has another number of cells than the header")
-                try:
-                    index = int(float(row["index"]))
-                except ValueError as error:
-                    raise InputError(f"{path}: line {line}: index {row['index']!r} is no number") from error
+                    raise InputError(
+                        f"{path}: line {line} has another number of cells than the header; "
+                        f"download the file again from {SOURCE}"
+                    )
+                number = row["index"].removesuffix(".0")  # as pandas writes a column that once had a gap
+                if not number.isdecimal():
+                    raise InputError(f"{path}: line {line}: index {row['index']!r} is no number; correct the row")
+                index = int(number)
                 if index in rows:
-                    raise InputError(f"{path}: line {line}: index {index} occurs twice")
+                    raise InputError(f"{path}: line {line}: index {index} occurs twice; remove one of the rows")
                 rows[index] = (line, row)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; get it from {SOURCE}") from error
@@ -109,34 +148,49 @@ def _read_rows(path: Path) -> dict[int, tuple[int, dict[str, str]]]:
     return rows
 
 
-def _image(path: Path, rows: Mapping[int, tuple[int, dict[str, str]]], index: int, decoded: dict[int, bytes]) -> bytes:
-    """Encoded image of a row; a short cell is the index of the row that holds it."""
+def _image(path: Path, rows: Rows, index: int, decoded: dict[int, bytes]) -> bytes:
+    """Encoded image of a row, or of the row that it refers to; each is decoded once."""
     line, row = rows[index]
-    cell = row["image"]
-    if len(cell) <= 64 and cell.isdigit():
-        other = int(cell)
-        if other not in rows or (len(rows[other][1]["image"]) <= 64 and rows[other][1]["image"].isdigit()):
-            raise InputError(f"{path}: line {line}: its image is that of row {other}, which has none")
-        return _image(path, rows, other, decoded)
+    if _refers(row["image"]):
+        return _image(path, rows, int(row["image"]), decoded)
     if index not in decoded:
+        where = f"{path}: line {line}: image"
         try:
-            data = base64.b64decode(cell, validate=True)
+            data = base64.b64decode(row["image"], validate=True)
         except (binascii.Error, ValueError) as error:
-            raise InputError(f"{path}: line {line}: image is not base64 ({error}); download the file again") from error
-        decoded[index] = rgb_bytes(data, f"{path}: line {line}")
+            raise InputError(f"{where} is not base64 ({error}); download the file again from {SOURCE}") from error
+        decoded[index] = rgb_bytes(data, where)
     return decoded[index]
 
 
+_REFUSALS = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
+_LAST_WORDS = 4  # a letter counts among these; earlier, "A" is likely to be the article
+
+
 def extract_choice(prediction: str, options: Mapping[str, str]) -> str | None:
-    """The option that an answer names: exactly one letter among its words, else exactly one option's text in it."""
+    """The option that an answer names, read as VLMEvalKit's `can_infer` reads it before it would ask a judge.
+
+    Exactly one option letter among the words, and near the end; else exactly one option's text somewhere in an answer
+    that is not much longer than all options; else None.
+    """
+    if any(refusal in prediction for refusal in _REFUSALS):
+        return None
     spaced = prediction
     for mark in ".()[],:;!*#{}":
         spaced = spaced.replace(mark, " ")
     words = spaced.split()
     named = [letter for letter in options if letter in words]
-    # With several words, "A" may be the article.
-    if len(named) == 1 and not (named == ["A"] and len(words) > 3):
+    if len(named) == 1 and words.index(named[0]) >= len(words) - _LAST_WORDS:
         return named[0]
+    if not named and "Z" in words:  # "none of them", in VLMEvalKit's prompt for its judge
+        return None
+    if len(prediction) > 2 * sum(len(text) for text in options.values()):
+        return None
     said = [letter for letter, text in options.items() if text.lower() in prediction.lower()]
     return said[0] if len(said) == 1 else None
 
@@ -188,14 +242,15 @@ class MMBench:
         return float(extract_choice(prediction, example.target["options"]) == example.target["answer"])
 
     def aggregate(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, float]:
-        rotations: dict[str, list[float]] = {}
+        """ "accuracy" is circular: of questions right in every rotation; "vanilla_accuracy" that of their first rows."""
+        rotations: dict[str, dict[int, float]] = {}
         group_of = {}
         for example, prediction in zip(examples, predictions, strict=True):
-            rotations.setdefault(example.cluster, []).append(self.score(example, prediction))
+            rotations.setdefault(example.cluster, {})[int(example.id)] = self.score(example, prediction)
             group_of[example.cluster] = example.group
-        circular = [min(scores) for scores in rotations.values()]
+        circular = [min(scores.values()) for scores in rotations.values()]
         return {
             "accuracy": float(np.mean(circular)),
-            "vanilla_accuracy": float(np.mean([scores[0] for scores in rotations.values()])),
+            "vanilla_accuracy": float(np.mean([scores[min(scores)] for scores in rotations.values()])),
             **mean_by_group([group_of[cluster] for cluster in rotations], circular, "category"),
         }
