@@ -8,6 +8,7 @@ Axes: B batch, T tokens, L MoE layers, E experts, K top-k, M ranked experts, D m
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.routing.trace import RoutingTrace, pad_tokens
@@ -27,12 +28,12 @@ class SequenceRecorder:
 
     def prefill(
         self,
-        embeddings: np.ndarray,
-        experts: np.ndarray,
-        lengths: np.ndarray,
+        embeddings: ArrayLike,
+        experts: ArrayLike,
+        lengths: ArrayLike,
         *,
-        weights: np.ndarray | None = None,
-        speculative: np.ndarray | None = None,
+        weights: ArrayLike | None = None,
+        speculative: ArrayLike | None = None,
     ) -> None:
         """The prompts: embeddings [B, T, D], experts int [B, T, L, K], lengths int [B], and optionally
         weights [B, T, L, K], speculative int [B, T, L, M] (see `RoutingTrace`). Padding may hold anything."""
@@ -41,12 +42,12 @@ class SequenceRecorder:
 
     def decode(
         self,
-        embeddings: np.ndarray,
-        experts: np.ndarray,
+        embeddings: ArrayLike,
+        experts: ArrayLike,
         *,
-        active: np.ndarray | None = None,
-        weights: np.ndarray | None = None,
-        speculative: np.ndarray | None = None,
+        active: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
+        speculative: ArrayLike | None = None,
     ) -> None:
         """One decoded token per sequence, the same arrays with T = 1; `active` bool [B]: sequences not yet
         finished (once inactive, a sequence stays so). Raises InputError before `prefill`."""

@@ -77,9 +77,7 @@ def distinct_experts(
     return np.mean([used[pick].any(0).sum(-1) for pick in picks], axis=0)
 
 
-def distinct_experts_per_step(
-    trace: RoutingTrace, batch_size: int, *, trials: int = 200, seed: int = 0
-) -> np.ndarray:
+def distinct_experts_per_step(trace: RoutingTrace, batch_size: int, *, trials: int = 200, seed: int = 0) -> np.ndarray:
     """float64 [L]: mean distinct experts in one decode step of a random batch (step 1 of `batch_size`
     sequences that decode at least once). Raises InputError if fewer sequences than that decode."""
     decoding = np.flatnonzero(trace.lengths > trace.prompt_lengths)
@@ -140,9 +138,7 @@ class GroupSimilarity:
     cohens_d: float
 
 
-def group_similarity(
-    trace: RoutingTrace, *, phase: str = "all", limit: int = 2000, seed: int = 0
-) -> GroupSimilarity:
+def group_similarity(trace: RoutingTrace, *, phase: str = "all", limit: int = 2000, seed: int = 0) -> GroupSimilarity:
     """Similarity of routing signatures by group, over at most `limit` sequences drawn at random.
 
     Raises:

@@ -61,9 +61,7 @@ class RoutingTrace:
     def __post_init__(self) -> None:
         experts = np.asarray(self.experts)
         if experts.ndim != 4 or not np.issubdtype(experts.dtype, np.integer):
-            raise InputError(
-                f"trace: experts must be integers [N, T, L, K], got {experts.dtype} {experts.shape}"
-            )
+            raise InputError(f"trace: experts must be integers [N, T, L, K], got {experts.dtype} {experts.shape}")
         n, t = experts.shape[:2]
         self._set("experts", experts.astype(np.int32, copy=False))
         self._set("num_experts", int(self.num_experts))
@@ -98,24 +96,16 @@ class RoutingTrace:
         if self.speculative is not None and (
             self.speculative.ndim != 4 or self.speculative.shape[:3] != (n, t, layers)
         ):
-            raise InputError(
-                f"trace: speculative {self.speculative.shape}, expected {(n, t, layers)} and ranks"
-            )
+            raise InputError(f"trace: speculative {self.speculative.shape}, expected {(n, t, layers)} and ranks")
         for name in ("experts", "speculative"):
             values = getattr(self, name)
-            if (
-                values is not None
-                and values.size
-                and not -1 <= values.min() <= values.max() < self.num_experts
-            ):
+            if values is not None and values.size and not -1 <= values.min() <= values.max() < self.num_experts:
                 raise InputError(
                     f"trace: {name} range over [{values.min()}, {values.max()}]; the model has experts 0 to "
                     f"{self.num_experts - 1} (-1 for none)"
                 )
         if n and not (self.lengths.min() >= 0 and self.lengths.max() <= t):
-            raise InputError(
-                f"trace: lengths range over [{self.lengths.min()}, {self.lengths.max()}], axis T is {t}"
-            )
+            raise InputError(f"trace: lengths range over [{self.lengths.min()}, {self.lengths.max()}], axis T is {t}")
         if np.any(self.prompt_lengths > self.lengths) or np.any(self.prompt_lengths < 0):
             raise InputError("trace: a prompt is longer than its sequence")
         padding = np.arange(t) >= self.lengths[:, None]
@@ -174,8 +164,7 @@ class RoutingTrace:
             for name in ("num_layers", "top_k", "num_experts", "model_fingerprint"):
                 if getattr(trace, name) != getattr(first, name):
                     raise InputError(
-                        f"trace: parts differ in {name}: {getattr(first, name)!r} and "
-                        f"{getattr(trace, name)!r}"
+                        f"trace: parts differ in {name}: {getattr(first, name)!r} and {getattr(trace, name)!r}"
                     )
         longest = max(trace.experts.shape[1] for trace in traces)
 
@@ -223,13 +212,9 @@ class RoutingTrace:
         fit."""
         missing = {"format", "experts", "num_experts", "lengths", "prompt_lengths"} - set(arrays)
         if missing:
-            raise InputError(
-                f"{source}: not a routing trace, {', '.join(sorted(missing))} missing; record it again"
-            )
+            raise InputError(f"{source}: not a routing trace, {', '.join(sorted(missing))} missing; record it again")
         if str(arrays["format"]) != FORMAT:
-            raise InputError(
-                f"{source}: format {arrays['format']}, this version reads {FORMAT}; record it again"
-            )
+            raise InputError(f"{source}: format {arrays['format']}, this version reads {FORMAT}; record it again")
         try:
             return cls(
                 experts=arrays["experts"],
@@ -285,9 +270,7 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); record it first or correct the path"
-        ) from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); record it first or correct the path") from error
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}

@@ -43,8 +43,7 @@ class TraceSet:
     def __post_init__(self) -> None:
         if self.embeddings.ndim != 3 or self.embeddings.shape[:2] != self.trace.experts.shape[:2]:
             raise InputError(
-                f"trace set: embeddings {self.embeddings.shape} do not match experts "
-                f"{self.trace.experts.shape}"
+                f"trace set: embeddings {self.embeddings.shape} do not match experts {self.trace.experts.shape}"
             )
 
     def __len__(self) -> int:
@@ -81,9 +80,7 @@ class TraceSet:
         trace = RoutingTrace.concatenate(traces)
         dtype = np.result_type(*embeddings)
         length = trace.experts.shape[1]
-        joined = np.concatenate(
-            [pad_tokens(part, length, 0).astype(dtype, copy=False) for part in embeddings]
-        )
+        joined = np.concatenate([pad_tokens(part, length, 0).astype(dtype, copy=False) for part in embeddings])
         return cls(joined, trace, digest.hexdigest()[:32], manifest.get("source", {}))
 
 
@@ -96,9 +93,7 @@ class TraceSetWriter:
       shard_sequences: sequences per file.
     """
 
-    def __init__(
-        self, path: str | Path, *, source: Mapping[str, Any] | None = None, shard_sequences: int = 4096
-    ):
+    def __init__(self, path: str | Path, *, source: Mapping[str, Any] | None = None, shard_sequences: int = 4096):
         self._folder = Path(path)
         self._source = dict(source or {})
         self._shard_sequences = shard_sequences
@@ -114,9 +109,7 @@ class TraceSetWriter:
         values = values.astype(np.float32) if values.dtype != np.float16 else values
         used = trace.token_mask()
         if values.ndim != 3 or values.shape[:2] != used.shape:
-            raise InputError(
-                f"trace set: embeddings {values.shape} do not match experts {trace.experts.shape}"
-            )
+            raise InputError(f"trace set: embeddings {values.shape} do not match experts {trace.experts.shape}")
         values = np.where(used[..., None], values, 0)
         largest = np.abs(values).max(initial=0.0)
         if not np.isfinite(largest):
@@ -163,9 +156,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: no finished trace set here ({MANIFEST} missing); record it first"
-        ) from error
+        raise InputError(f"{path}: no finished trace set here ({MANIFEST} missing); record it first") from error
     except json.JSONDecodeError as error:
         raise InputError(f"{file}: malformed JSON; record the trace set again") from error
     shards = manifest.get("shards") if isinstance(manifest, dict) else None

@@ -6,9 +6,7 @@ import pytest
 from expertflow_jax.routing.trace import RoutingTrace
 
 
-def make_random_trace(
-    seed: int, n: int = 5, t: int = 7, layers: int = 3, experts: int = 8, k: int = 2, **extra
-):
+def make_random_trace(seed: int, n: int = 5, t: int = 7, layers: int = 3, experts: int = 8, k: int = 2, **extra):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, t + 1, n)
     chosen = np.argsort(rng.random((n, t, layers, experts)), axis=-1)[..., :k].astype(np.int32)

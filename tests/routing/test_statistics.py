@@ -21,9 +21,7 @@ def tiny() -> RoutingTrace:
     experts = np.full((2, 3, 1, 2), -1)
     experts[0, :, 0] = [[0, 1], [0, 2], [2, 0]]
     experts[1, 0, 0] = [3, 0]
-    return RoutingTrace(
-        experts, 4, lengths=np.array([3, 1]), prompt_lengths=np.array([2, 1]), groups=("a", "b")
-    )
+    return RoutingTrace(experts, 4, lengths=np.array([3, 1]), prompt_lengths=np.array([2, 1]), groups=("a", "b"))
 
 
 def test_signatures_by_hand():
@@ -31,9 +29,7 @@ def test_signatures_by_hand():
     np.testing.assert_array_equal(signatures(trace, kind="counts")[:, 0], [[3, 1, 2, 0], [1, 0, 0, 1]])
     np.testing.assert_array_equal(signatures(trace, kind="used")[:, 0], [[1, 1, 1, 0], [1, 0, 0, 1]])
     np.testing.assert_allclose(signatures(trace)[0, 0], np.array([3, 1, 2, 0]) / 6)
-    np.testing.assert_array_equal(
-        signatures(trace, kind="counts", phase="decode")[:, 0], [[1, 0, 1, 0], [0, 0, 0, 0]]
-    )
+    np.testing.assert_array_equal(signatures(trace, kind="counts", phase="decode")[:, 0], [[1, 0, 1, 0], [0, 0, 0, 0]])
     with pytest.raises(InputError, match="kind"):
         signatures(trace, kind="mean")
 
