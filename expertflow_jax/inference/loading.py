@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from expertflow_jax import checkpoints
+from expertflow_jax.checkpoints import load_dense_and_experts
 from expertflow_jax.errors import InputError
 from expertflow_jax.inference.batching import PromptBatch
 from expertflow_jax.inference.stages import Stages
@@ -64,7 +64,7 @@ def load_model(name: str, dtype: str | None = None) -> LoadedModel:
     path = locate(name)
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not supported; choose one of {', '.join(DTYPES)}")
-    config, module, experts = checkpoints.load_dense_and_experts(path, None if dtype is None else jnp.dtype(dtype))
+    config, module, experts = load_dense_and_experts(path, None if dtype is None else jnp.dtype(dtype))
     fingerprint = fingerprint_of(config, module)
     text = config.text
     store = ExpertStore(

@@ -28,9 +28,7 @@ def linear(inputs: int, outputs: int, *, bias: bool, dtype: jnp.dtype, rngs: nnx
 
 def layer_norm(width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Layer norm with the two-pass variance (the one-pass form loses digits)."""
-    return nnx.LayerNorm(
-        width, epsilon=1e-6, dtype=dtype, param_dtype=dtype, use_fast_variance=False, rngs=rngs
-    )
+    return nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, param_dtype=dtype, use_fast_variance=False, rngs=rngs)
 
 
 class SwiGLU(nnx.Module):

@@ -84,9 +84,7 @@ class Qwen3VLMoeConfig:
           InputError: naming the key that is missing, of the wrong type or not supported.
         """
         if config.get("model_type") != MODEL_TYPE:
-            raise InputError(
-                f"config.json: model_type is {config.get('model_type')!r}, expected {MODEL_TYPE!r}"
-            )
+            raise InputError(f"config.json: model_type is {config.get('model_type')!r}, expected {MODEL_TYPE!r}")
         text = _text_config(_Section(config, "text_config"))
         vision = _vision_config(_Section(config, "vision_config"))
         top = _Section(config)
@@ -207,9 +205,10 @@ class _Section:
 
     def __init__(self, config: Mapping[str, Any], name: str = ""):
         self.name = name
-        self.values = config.get(name) if name else config
-        if not isinstance(self.values, Mapping):
+        values: Any = config.get(name) if name else config
+        if not isinstance(values, Mapping):
             raise InputError(f"config.json: {name} is missing or not an object")
+        self.values: Mapping[str, Any] = values
 
     def key(self, key: str) -> str:
         return f"{self.name}.{key}" if self.name else key
@@ -222,14 +221,8 @@ class _Section:
             raise InputError(f"config.json: {self.key(key)} is missing")
         if isinstance(value, list | tuple) and len(set(value)) == 1:
             value = value[0]
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int)
-            or value < (0 if key.endswith("_id") else least)
-        ):
-            raise InputError(
-                f"config.json: {self.key(key)} is {value!r}, expected an integer of at least {least}"
-            )
+        if isinstance(value, bool) or not isinstance(value, int) or value < (0 if key.endswith("_id") else least):
+            raise InputError(f"config.json: {self.key(key)} is {value!r}, expected an integer of at least {least}")
         return value
 
     def number(self, key: str, default: float) -> float:

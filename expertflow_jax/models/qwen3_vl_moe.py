@@ -206,14 +206,9 @@ class Qwen3VLMoe(nnx.Module):
             text.vocab_size, text.hidden_size, dtype=self.dtype, param_dtype=self.dtype, rngs=rngs
         )
         indices = range(text.num_hidden_layers)
-        self.layers = nnx.List(
-            [DecoderLayer(text, text.is_moe(i), dtype=self.dtype, rngs=rngs) for i in indices]
-        )
+        self.layers = nnx.List([DecoderLayer(text, text.is_moe(i), dtype=self.dtype, rngs=rngs) for i in indices])
         self.experts = nnx.List(
-            [
-                Experts(text, dtype=self.dtype, rngs=rngs) if with_experts and text.is_moe(i) else None
-                for i in indices
-            ]
+            [Experts(text, dtype=self.dtype, rngs=rngs) if with_experts and text.is_moe(i) else None for i in indices]
         )
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps, dtype=self.dtype)
         self.lm_head = (
@@ -271,9 +266,7 @@ class Qwen3VLMoe(nnx.Module):
                 x = self.add_deepstack(x, deepstack[i], image_index)
         return ForwardOutput(self.head_stage(x), jnp.stack(chosen, axis=1), jnp.stack(probabilities, axis=1))
 
-    def vision_stage(
-        self, pixel_values: jax.Array, where: vision.VisionPositions
-    ) -> tuple[jax.Array, jax.Array]:
+    def vision_stage(self, pixel_values: jax.Array, where: vision.VisionPositions) -> tuple[jax.Array, jax.Array]:
         """Patches [G, Q, patch_dim] with their positions (`vision_inputs`) to [N, D] and DeepStack [n, N, D]."""
         return self.vision(pixel_values, where)
 

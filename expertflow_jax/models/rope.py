@@ -14,9 +14,7 @@ from expertflow_jax.models.qwen3_vl_config import Qwen3VLMoeConfig
 
 def inverse_frequencies(head_dim: int, theta: float) -> np.ndarray:
     """float32 [head_dim / 2]."""
-    return (1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))).astype(
-        np.float32
-    )
+    return (1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))).astype(np.float32)
 
 
 def interleaved_axes(head_dim: int, mrope_section: tuple[int, ...]) -> np.ndarray:
@@ -93,9 +91,7 @@ def rope_positions(
                 here += stop - at
             else:
                 if used == len(grids):
-                    raise InputError(
-                        f"sequence {row} has more image tokens than the {len(grids)} images given"
-                    )
+                    raise InputError(f"sequence {row} has more image tokens than the {len(grids)} images given")
                 time, high, wide = grids[used][0], grids[used][1] // merge, grids[used][2] // merge
                 stop = at + time * high * wide
                 if stop > length or not is_image[at:stop].all():

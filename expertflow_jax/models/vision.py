@@ -27,12 +27,8 @@ class VisionMLP(nnx.Module):
     """Two dense layers with tanh-approximated GELU."""
 
     def __init__(self, config: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.linear_fc1 = linear(
-            config.hidden_size, config.intermediate_size, bias=True, dtype=dtype, rngs=rngs
-        )
-        self.linear_fc2 = linear(
-            config.intermediate_size, config.hidden_size, bias=True, dtype=dtype, rngs=rngs
-        )
+        self.linear_fc1 = linear(config.hidden_size, config.intermediate_size, bias=True, dtype=dtype, rngs=rngs)
+        self.linear_fc2 = linear(config.intermediate_size, config.hidden_size, bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.linear_fc2(jax.nn.gelu(self.linear_fc1(x), approximate=True))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
-from expertflow_jax.study.report import render_table, write_report
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -24,6 +23,7 @@ from expertflow_jax.study.comparison import Outcome, make_row, predictions
 from expertflow_jax.study.environment import describe_environment
 from expertflow_jax.study.execution import Setting, execute
 from expertflow_jax.study.grid import Cell, cells
+from expertflow_jax.study.report import render_table, write_report
 from expertflow_jax.study.results import CellRow, ResultWriter, cell_id
 
 CLOCKS = ("virtual", "real")

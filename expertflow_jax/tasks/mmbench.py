@@ -242,7 +242,7 @@ class MMBench:
         return float(extract_choice(prediction, example.target["options"]) == example.target["answer"])
 
     def aggregate(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, float]:
-        """ "accuracy" is circular: of questions right in every rotation; "vanilla_accuracy" that of their first rows."""
+        """`accuracy` is circular: of questions right in every rotation; `vanilla_accuracy` is that of first rows."""
         rotations: dict[str, dict[int, float]] = {}
         group_of = {}
         for example, prediction in zip(examples, predictions, strict=True):

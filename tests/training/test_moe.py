@@ -83,7 +83,7 @@ def test_a_killed_run_ends_with_the_same_loss(tmp_path):
 
 def test_another_config_is_refused(tmp_path):
     (tmp_path / "train_config.json").write_text('{"seed": 1}')
-    with pytest.raises(InputError, match="started with other values of .*seed"):
+    with pytest.raises(InputError, match=r"started with other values of .*seed"):
         run(tmp_path)
 
 

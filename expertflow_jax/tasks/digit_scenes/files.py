@@ -4,22 +4,25 @@ Real annotators disagree; here a question has one right answer, so all ten annot
 """
 
 import base64
+import contextlib
 import csv
+import dataclasses
+import fcntl
 import hashlib
 import io
 import json
 import shutil
-import tempfile
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
 
+from expertflow_jax.errors import InputError
 from expertflow_jax.tasks import mmbench, vqa_v2
-from expertflow_jax.tasks.base import Example
 from expertflow_jax.tasks.digit_scenes.items import Item, make_items
 
 VERSION = 1
@@ -32,45 +35,92 @@ def write_benchmark(data_dir: str | Path, *, train: int, val: int, seed: int) ->
     """Writes both benchmarks, or leaves them if they are there with these counts, this seed and these checksums.
 
     Args:
-      data_dir: gets `vqa_v2/`, `mmbench/` and manifest.json, all at once.
+      data_dir: gets `vqa_v2/`, `mmbench/` and manifest.json, all at once; what an earlier call wrote is replaced.
       train, val: questions per split in VQA v2's form; MMBench has the multiple-choice ones among them.
       seed: of scenes and questions.
 
     Returns:
-      The manifest: version, seed, counts, and sha256 of every annotation file and of all images together.
+      The manifest: version, seed, counts, sha256 of a sample of what the generator makes, of every annotation file
+      and of all images together.
+
+    Raises:
+      InputError: data_dir holds files of somebody else, or counts that are not positive.
     """
     data_dir = Path(data_dir)
-    wanted = {"version": VERSION, "seed": seed, "questions": {"train": train, "val": val}}
-    found = _read_manifest(data_dir)
-    if (
-        found is not None
-        and {key: found.get(key) for key in wanted} == wanted
-        and _checksums(data_dir) == found["sha256"]
-    ):
-        return found
-    data_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{data_dir.name}-", dir=data_dir.parent))
+    if min(train, val) < 1:
+        raise InputError(f"digit_scenes: train={train}, val={val} questions; want at least one of each")
+    counts = {"train": train, "val": val}
+    wanted: dict[str, Any] = {
+        "version": VERSION,
+        "seed": seed,
+        "questions": counts,
+        "generator": {split: _sample_digest(split, seed) for split in SPLITS},
+    }
     try:
-        counts = {}
-        for split, count in (("train", train), ("val", val)):
-            items = make_items(split, count, seed)
-            _write_vqa(partial, split, items)
-            counts[split] = _write_mmbench(partial, split, [item for item in items if item.choices])
-        manifest = wanted | {"mmbench_questions": counts, "sha256": _checksums(partial)}
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        if data_dir.exists():
-            shutil.rmtree(data_dir)
-        partial.rename(data_dir)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        data_dir.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(data_dir) as (partial, old):
+            found = _read_manifest(data_dir)
+            if found is not None and found == wanted | {key: found.get(key) for key in ("mmbench_questions", "sha256")}:
+                if _checksums(data_dir) == found["sha256"]:
+                    return found
+            elif found is None and data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
+                raise InputError(f"{data_dir} holds files that are not this benchmark's; name an empty or a new folder")
+            manifest = wanted | _write_all(partial, counts, seed)
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+            if data_dir.exists():
+                data_dir.rename(old)
+            partial.rename(data_dir)
+    except OSError as error:
+        raise InputError(f"{data_dir}: cannot write the benchmark there ({error.strerror}); name another") from error
     return manifest
 
 
+def _write_all(folder: Path, questions: Mapping[str, int], seed: int) -> dict[str, Any]:
+    """Every file but the manifest; returns what the manifest says of them."""
+    counts = {}
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("writing digit scenes", total=2 * len(questions))
+        for split, count in questions.items():
+            items = make_items(split, count, seed)
+            progress.advance(bar)
+            _write_vqa(folder, split, items)
+            counts[split] = _write_mmbench(folder, split, [item for item in items if item.choices])
+            progress.advance(bar)
+    return {"mmbench_questions": counts, "sha256": _checksums(folder)}
+
+
+@contextlib.contextmanager
+def _alone(data_dir: Path) -> Iterator[tuple[Path, Path]]:
+    """Two free paths beside data_dir, of no other process; what a killed one left there is removed."""
+    partial, old = (data_dir.with_name(f".{data_dir.name}.{kind}") for kind in ("partial", "old"))
+    with data_dir.with_name(f".{data_dir.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for path in (partial, old):
+            shutil.rmtree(path, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial, old
+        finally:
+            for path in (partial, old):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _sample_digest(split: str, seed: int) -> str:
+    """Changes when the generator makes other questions or images of the same seed."""
+    digest = hashlib.sha256()
+    for item in make_items(split, 32, seed):
+        fields = {field.name: getattr(item, field.name) for field in dataclasses.fields(item) if field.name != "image"}
+        digest.update(repr(fields).encode() + item.image.tobytes())
+    return digest.hexdigest()
+
+
 def _read_manifest(data_dir: Path) -> dict[str, Any] | None:
+    """None where there is none of this benchmark."""
     try:
-        return json.loads((data_dir / MANIFEST).read_text())
+        found = json.loads((data_dir / MANIFEST).read_text())
     except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) and {"version", "seed", "questions", "sha256"} <= found.keys() else None
 
 
 def _checksums(data_dir: Path) -> dict[str, str]:
@@ -151,25 +201,3 @@ def _write_mmbench(data_dir: Path, split: str, items: Sequence[Item]) -> int:
                     }
                 )
     return len(items)
-
-
-def question_only_baseline(train: Sequence[Example], val: Sequence[Example]) -> list[str]:
-    """Answers of the best guesser who never looks: the commonest training answer to the question, else to its type.
-
-    Args:
-      train, val: examples of VQA v2's form.
-    """
-    by_question: dict[str, Counter[str]] = defaultdict(Counter)
-    by_type: dict[str, Counter[str]] = defaultdict(Counter)
-    for example in train:
-        answer = example.target["answers"][0]
-        by_question[_question(example)][answer] += 1
-        by_type[example.group][answer] += 1
-    return [
-        (by_question.get(_question(example)) or by_type[example.group] or Counter([""])).most_common(1)[0][0]
-        for example in val
-    ]
-
-
-def _question(example: Example) -> str:
-    return next(item["text"] for item in example.messages[0]["content"] if item["type"] == "text")
