@@ -2,10 +2,14 @@
 
 import contextlib
 import hashlib
+import io
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import tensorflow_datasets as tfds
+from rich.console import Console
 
 
 def input_digest(files: Sequence[Path]) -> str:
@@ -28,7 +32,8 @@ def prepared(builder_class: Any, data_dir: Path, split: str) -> Any:
       InputError: the official files are missing or malformed.
     """
     builder_class.check(data_dir, split)
-    with _quiet():
+    console = Console(stderr=True)
+    with _quiet(), console.status(f"preparing {builder_class.name} {split}"):
         builder = builder_class(
             data_dir=str(data_dir / "tfds" / f"{split}-{input_digest(builder_class.inputs(data_dir, split))}"),
             file_format="array_record",
@@ -41,11 +46,14 @@ def prepared(builder_class: Any, data_dir: Path, split: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the remarks on how a laptop could decode JPEG faster."""
+    """Without TFDS's bars of its inner steps and its remarks on how a laptop could decode JPEG faster."""
     logger = logging.getLogger("absl")
     before = logger.level
     logger.setLevel(logging.ERROR)
+    tfds.disable_progress_bar()
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
+        tfds.enable_progress_bar()
         logger.setLevel(before)
