@@ -1,0 +1,187 @@
+"""The reference side: runs Hugging Face's Qwen3VLMoeForConditionalGeneration and hands over files.
+
+Runs in an environment of its own (see make_reference_env.sh), never beside the package.
+
+    reference.py make OUT CASE...          a random model per case: OUT/CASE/{config.json,model.safetensors,reference.npz}
+    reference.py run MODEL IN.npz OUT.npz  loads a checkpoint that someone else wrote, runs the batches of IN
+
+Arrays of each batch, named "batch/array", all padded right: input_ids [B, T], lengths [B], pixel_values, image_grid_thw,
+positions [3, B, T], next_position [B], logits [B, T, V], router_logits [B, L, T, E], expert_ids [B, L, T, K]; and of
+greedy decoding with a cache over G steps: tokens [B, G], step_logits [B, G, V], step_expert_ids [B, L, G - 1, K].
+"""
+
+import argparse
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+
+sys.path.insert(0, str(Path(__file__).parent))
+from reference_cases import BATCHES, CASES, IMAGE, prompts
+
+STEPS = 16
+SETTINGS = {"dtype": torch.float32, "attn_implementation": "eager", "experts_implementation": "eager"}
+
+
+def random_model(case: str) -> Qwen3VLMoeForConditionalGeneration:
+    """Weights that leave nothing trivial: biases are not 0, norms not 1, routers decided, logits apart."""
+    config = Qwen3VLMoeConfig(**CASES[case])
+    model = Qwen3VLMoeForConditionalGeneration._from_config(config, **SETTINGS).eval()
+    generator = torch.Generator().manual_seed(zlib.crc32(case.encode()))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                parameter.copy_(0.3 * noise + (0.0 if name.endswith("bias") else 1.0))
+            elif "embed" in name and "proj" not in name:
+                parameter.copy_(noise)
+            else:
+                scale = 2.0 if "gate.weight" in name or "lm_head" in name else 1.0
+                parameter.copy_(scale * noise / parameter[0].numel() ** 0.5)
+    return model
+
+
+class Routes:
+    """Records what every router of the model says, call by call: logits [B, T, E] and chosen experts [B, T, K]."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.batch = 1
+        self.logits: list[list[np.ndarray]] = []
+        self.experts: list[list[np.ndarray]] = []
+        gates = [layer.mlp.gate for layer in model.model.language_model.layers if hasattr(layer.mlp, "gate")]
+        for number, gate in enumerate(gates):
+            self.logits.append([])
+            self.experts.append([])
+            gate.register_forward_hook(lambda *call, number=number: self._record(number, call[2]))
+
+    def _record(self, number: int, output: tuple[torch.Tensor, ...]) -> None:
+        logits, _, experts = output
+        self.logits[number].append(logits.reshape(self.batch, -1, logits.shape[-1]).numpy().copy())
+        self.experts[number].append(experts.reshape(self.batch, -1, experts.shape[-1]).numpy().copy())
+
+    def take(self, skip: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """All calls since the last take but the first `skip`, along T: [B, L, T, E] and [B, L, T, K]."""
+        found = [
+            np.stack([np.concatenate(calls[skip:], axis=1) for calls in each], 1)
+            for each in (self.logits, self.experts)
+        ]
+        for calls in self.logits + self.experts:
+            calls.clear()
+        return found[0], found[1]
+
+
+@torch.no_grad()
+def run_batch(
+    model: Qwen3VLMoeForConditionalGeneration,
+    routes: Routes,
+    ids: list[np.ndarray],
+    pixels: np.ndarray,
+    grid: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """One batch, padded left as transformers' generation wants it; the arrays come back padded right."""
+    lengths = np.array([len(i) for i in ids])
+    size, width = len(ids), int(lengths.max())
+    routes.batch = size
+    padded = np.zeros((size, width), np.int64)
+    mask = np.zeros((size, width), np.int64)
+    for row, tokens in enumerate(ids):
+        padded[row, width - len(tokens) :] = tokens
+        mask[row, width - len(tokens) :] = 1
+    inputs = {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(mask)}
+    inputs["mm_token_type_ids"] = torch.tensor((padded == IMAGE).astype(np.int64))
+    if len(grid):
+        inputs |= {"pixel_values": torch.tensor(pixels), "image_grid_thw": torch.tensor(grid)}
+    positions, delta = model.model.get_rope_index(
+        inputs["input_ids"], inputs["mm_token_type_ids"], inputs.get("image_grid_thw"), None, inputs["attention_mask"]
+    )
+    prefill = model(**inputs, position_ids=positions, use_cache=False)
+    router_logits, experts = routes.take()
+    answer = model.generate(
+        **inputs,
+        max_new_tokens=STEPS,
+        min_new_tokens=STEPS,
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=0,
+        eos_token_id=None,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    _, step_experts = routes.take(skip=1)
+
+    def right(array: np.ndarray, axis: int) -> np.ndarray:
+        """From left to right padding: sequences first, tokens on `axis`."""
+        rows = np.moveaxis(array, axis, 1) if axis > 1 else array
+        out = np.zeros_like(rows)
+        for row, length in enumerate(lengths):
+            out[row, :length] = rows[row, width - length :]
+        return np.moveaxis(out, 1, axis) if axis > 1 else out
+
+    return {
+        "input_ids": right(padded, 1),
+        "lengths": lengths,
+        "pixel_values": pixels,
+        "image_grid_thw": grid,
+        "positions": np.stack([right(part, 1) for part in positions.numpy()]),
+        "next_position": lengths + delta.numpy()[:, 0],
+        "logits": right(prefill.logits.numpy(), 1),
+        "router_logits": right(router_logits, 2),
+        "expert_ids": right(experts, 2).astype(np.int16),
+        "tokens": answer.sequences[:, width:].numpy(),
+        "step_logits": torch.stack(answer.logits, dim=1).numpy(),
+        "step_expert_ids": step_experts.astype(np.int16),
+    }
+
+
+def make(out: Path, cases: list[str]) -> None:
+    for case in cases:
+        model = random_model(case)
+        routes = Routes(model)
+        arrays = {}
+        for seed, batch in enumerate(BATCHES):
+            found = run_batch(model, routes, *prompts(CASES[case], batch, seed))
+            arrays |= {f"{batch}/{name}": array for name, array in found.items()}
+        (out / case).mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(out / case)
+        np.savez_compressed(out / case / "reference.npz", **arrays)
+
+
+def run(checkpoint: Path, source: Path, out: Path) -> None:
+    """Exits with a message when transformers misses a tensor of the checkpoint or does not expect one."""
+    model, info = Qwen3VLMoeForConditionalGeneration.from_pretrained(checkpoint, output_loading_info=True, **SETTINGS)
+    wrong = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
+    if wrong:
+        sys.exit(f"{checkpoint}: {wrong}")
+    given = np.load(source)
+    routes = Routes(model.eval())
+    arrays = {}
+    for batch in sorted({name.split("/")[0] for name in given.files}):
+        ids, lengths = given[f"{batch}/input_ids"].astype(np.int64), given[f"{batch}/lengths"]
+        rows = [row[:length] for row, length in zip(ids, lengths, strict=True)]
+        found = run_batch(model, routes, rows, given[f"{batch}/pixel_values"], given[f"{batch}/image_grid_thw"])
+        arrays |= {f"{batch}/{name}": array for name, array in found.items()}
+    np.savez_compressed(out, **arrays)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, dest="command")
+    making = commands.add_parser("make")
+    making.add_argument("out", type=Path)
+    making.add_argument("case", nargs="+", choices=sorted(CASES))
+    running = commands.add_parser("run")
+    for name in ("checkpoint", "source", "out"):
+        running.add_argument(name, type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.command == "make":
+        make(arguments.out, arguments.case)
+    else:
+        run(arguments.checkpoint, arguments.source, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
