@@ -131,7 +131,7 @@ def train(
       stop_at: stop after this step as if killed (checkpoint not forced); for tests of resumption.
 
     Returns:
-      The module with averaged parameters, and the last metrics.
+      The module with averaged parameters, and the last metrics (those logged, if the run had ended before).
 
     Raises:
       InputError: the workdir's checkpoint belongs to another config.
@@ -157,7 +157,7 @@ def train(
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
             state = manager.restore(latest, args=ocp.args.StandardRestore(abstract))
             first = latest + 1
-        metrics: dict[str, float] = {}
+        metrics = _last_metrics(workdir / "metrics.jsonl") if first >= config.steps else {}
         with _progress() as progress, (workdir / "metrics.jsonl").open("a") as log:
             bar = progress.add_task("train", total=config.steps, completed=first, note="compiling")
             began = time.perf_counter()
@@ -181,6 +181,12 @@ def train(
                     break
         manager.wait_until_finished()
     return nnx.merge(graphdef, state["average"]), metrics
+
+
+def _last_metrics(path: Path) -> dict[str, float]:
+    """Of a run that has ended: what its last step measured."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return json.loads(lines[-1]) if lines else {}
 
 
 def _held_out_metrics(evaluate: Callable, params: nnx.State, batches: list[tuple[str, Batch]]) -> dict[str, float]:
