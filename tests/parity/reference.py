@@ -2,12 +2,14 @@
 
 Runs in an environment of its own (see make_reference_env.sh), never beside the package.
 
-    reference.py make OUT CASE...          a random model per case: OUT/CASE/{config.json,model.safetensors,reference.npz}
+    reference.py make OUT CASE...          a random model per case, with OUT/CASE/reference.npz beside it
     reference.py run MODEL IN.npz OUT.npz  loads a checkpoint that someone else wrote, runs the batches of IN
+    reference.py goldens OUT               the committed part: GOLDENS, in OUT (tests/goldens)
 
-Arrays of each batch, named "batch/array", all padded right: input_ids [B, T], lengths [B], pixel_values, image_grid_thw,
-positions [3, B, T], next_position [B], logits [B, T, V], router_logits [B, L, T, E], expert_ids [B, L, T, K]; and of
-greedy decoding with a cache over G steps: tokens [B, G], step_logits [B, G, V], step_expert_ids [B, L, G - 1, K].
+Arrays of each batch, named "batch/array", all padded right: input_ids [B, T], lengths [B], pixel_values,
+image_grid_thw, positions [3, B, T], next_position [B], logits [B, T, V], router_logits [B, L, T, E], expert_ids
+[B, L, T, K]; and of greedy decoding with a cache over G steps: tokens [B, G], step_logits [B, G, V], step_expert_ids
+[B, L, G - 1, K].
 """
 
 import argparse
@@ -20,7 +22,7 @@ import torch
 from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).parent))
-from reference_cases import BATCHES, CASES, IMAGE, prompts
+from reference_cases import BATCHES, CASES, GOLDENS, IMAGE, prompts
 
 STEPS = 16
 SETTINGS = {"dtype": torch.float32, "attn_implementation": "eager", "experts_implementation": "eager"}
@@ -136,13 +138,14 @@ def run_batch(
     }
 
 
-def make(out: Path, cases: list[str]) -> None:
-    for case in cases:
+def make(out: Path, cases: dict[str, list[str]]) -> None:
+    """Models of the named cases, each run on the named batches."""
+    for case, batches in cases.items():
         model = random_model(case)
         routes = Routes(model)
         arrays = {}
-        for seed, batch in enumerate(BATCHES):
-            found = run_batch(model, routes, *prompts(CASES[case], batch, seed))
+        for batch in batches:
+            found = run_batch(model, routes, *prompts(CASES[case], batch, seed=list(BATCHES).index(batch)))
             arrays |= {f"{batch}/{name}": array for name, array in found.items()}
         (out / case).mkdir(parents=True, exist_ok=True)
         model.save_pretrained(out / case)
@@ -172,13 +175,16 @@ def main() -> None:
     making = commands.add_parser("make")
     making.add_argument("out", type=Path)
     making.add_argument("case", nargs="+", choices=sorted(CASES))
+    commands.add_parser("goldens").add_argument("out", type=Path)
     running = commands.add_parser("run")
     for name in ("checkpoint", "source", "out"):
         running.add_argument(name, type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.command == "make":
-        make(arguments.out, arguments.case)
+        make(arguments.out, dict.fromkeys(arguments.case, list(BATCHES)))
+    elif arguments.command == "goldens":
+        make(arguments.out, GOLDENS)
     else:
         run(arguments.checkpoint, arguments.source, arguments.out)
 

@@ -88,9 +88,10 @@ CASES: dict[str, dict[str, Any]] = {
     ),
 }
 
-GOLDEN_CASES = ("base", "dense_layers", "no_merge")
+# Cases and batches whose checkpoints and arrays are committed in tests/goldens.
+GOLDENS = {"base": ["text", "ragged"], "dense_layers": ["ragged"], "no_merge": ["ragged"]}
 
-# A prompt is a list of parts: a number of words, or the grid of an image in merged image tokens (frames, rows, columns).
+# A prompt is a list of parts: a number of words, or the grid of an image in image tokens (frames, rows, columns).
 BATCHES: dict[str, list[list[int | tuple[int, int, int]]]] = {
     "text": [[9]],
     "image": [[3, (1, 2, 3), 4]],
