@@ -182,7 +182,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.command == "make":
-        make(arguments.out, dict.fromkeys(arguments.case, list(BATCHES)))
+        make(arguments.out, {case: list(BATCHES) for case in arguments.case})
     elif arguments.command == "goldens":
         make(arguments.out, GOLDENS)
     else:

@@ -1,0 +1,76 @@
+"""Runs transformers' Qwen3VLMoeForConditionalGeneration in its own environment and compares, both ways: its checkpoint
+in our model, ours in its. The reference Python is EXPERTFLOW_REFERENCE_PYTHON or .venv-reference/bin/python."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+from model_parity import batches, check_checkpoint, check_forward, check_session
+from reference_cases import CASES
+
+from expertflow_jax.checkpoints import load_model as load_module
+from expertflow_jax.checkpoints import save_hf
+from expertflow_jax.checkpoints.load import read_config
+from expertflow_jax.inference.loading import load_model
+from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe
+
+ROOT = Path(__file__).parents[2]
+PYTHON = Path(os.environ.get("EXPERTFLOW_REFERENCE_PYTHON", ROOT / ".venv-reference" / "bin" / "python"))
+
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.skipif(
+        not PYTHON.exists(), reason=f"{PYTHON} is not there; run tests/parity/make_reference_env.sh python3.11"
+    ),
+]
+
+
+def reference(*arguments: object) -> None:
+    """Runs reference.py; its complaint becomes the test's."""
+    command = [str(PYTHON), str(Path(__file__).with_name("reference.py")), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A directory with a checkpoint and reference.npz per case, made by transformers."""
+    directory = tmp_path_factory.mktemp("reference")
+    reference("make", directory, *CASES)
+    return directory
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_their_checkpoint_in_our_model(checkpoints, case):
+    assert set(check_checkpoint(checkpoints / case)) == {"text", "image", "ragged"}
+
+
+def perturbed(config, seed: int) -> Qwen3VLMoe:
+    """A random model without trivial norms and biases."""
+    module = Qwen3VLMoe(config, rngs=nnx.Rngs(seed))
+    rng = np.random.default_rng(seed)
+    state = dict(nnx.to_flat_state(nnx.state(module)))
+    values = {
+        path: np.asarray(leaf[...]) + (0.3 * rng.normal(size=leaf.shape) if leaf.ndim == 1 else 0)
+        for path, leaf in state.items()
+    }
+    nnx.update(module, nnx.from_flat_state({path: value.astype(np.float32) for path, value in values.items()}))
+    return module
+
+
+@pytest.mark.parametrize("case", ["base", "top_1_no_deepstack", "dense_layers", "tied", "no_merge"])
+def test_our_checkpoint_in_their_model(checkpoints, tmp_path, case):
+    config = read_config(checkpoints / case)
+    module = perturbed(config, seed=3)
+    save_hf(tmp_path / "ours", config, module, "float32")
+    reference("run", tmp_path / "ours", checkpoints / case / "reference.npz", tmp_path / "theirs.npz")
+    arrays = batches(tmp_path / "theirs.npz")["ragged"]
+    check_forward(module, arrays)
+    check_forward(load_module(tmp_path / "ours"), arrays)
+    check_session(load_model(str(tmp_path / "ours")), arrays)
