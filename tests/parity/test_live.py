@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from model_parity import batches, check_checkpoint, check_forward, check_session
 from reference_cases import CASES
 
