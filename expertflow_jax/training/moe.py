@@ -42,7 +42,7 @@ def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
     first = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, config.warmup_steps, config.decay_steps, config.learning_rate * final
     )
-    if "second_stage" not in config:
+    if "second_stage" not in config or config.second_stage.step >= config.steps:  # a run that ends before it
         return first
     second = config.second_stage
     again = optax.cosine_decay_schedule(second.learning_rate, config.steps - second.step, final)
