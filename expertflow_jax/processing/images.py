@@ -6,12 +6,12 @@ Axes: P patches.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.processing.patches import normalise, patchify
@@ -23,8 +23,10 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     """Height and width as multiples of `factor`, near the aspect ratio, with an area within the range.
 
     Raises:
-      InputError: the image is more than 200 times as long as wide.
+      InputError: the image is empty or more than 200 times as long as wide.
     """
+    if min(height, width) < 1:
+        raise InputError(f"an image of {width} x {height} pixels is empty")
     if max(height, width) / min(height, width) > MOST_ELONGATED:
         raise InputError(f"an image of {width} x {height} pixels is more elongated than {MOST_ELONGATED} : 1; crop it")
     high, wide = round(height / factor) * factor, round(width / factor) * factor
@@ -42,23 +44,42 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
 def open_image(source: Any) -> Image.Image:
     """An RGB image of a path, a PIL image or uint8 [H, W] or [H, W, 3].
 
+    As in transformers, a file is turned upright by its EXIF tag and loses its alpha channel, while an opened image is
+    not turned and is laid on white.
+
     Raises:
       InputError: the file is missing or no image, or the array has another form.
     """
-    if isinstance(source, Image.Image):
-        return source.convert("RGB")
     if isinstance(source, str | Path):
-        try:
-            with Image.open(source) as image:
-                return image.convert("RGB")
-        except FileNotFoundError as error:
-            raise InputError(f"image {source}: no such file") from error
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(f"image {source}: not a readable image ({error})") from error
+        return _readable(source, lambda: _on_white(_upright(source)))
+    if isinstance(source, Image.Image):
+        return _readable(getattr(source, "filename", "") or "given", lambda: _on_white(source))
     array = np.asarray(source)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
         raise InputError(f"image array: want uint8 [height, width, 3], got {array.dtype} {array.shape}")
     return Image.fromarray(array).convert("RGB")
+
+
+def _upright(path: str | Path) -> Image.Image:
+    with Image.open(path) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")  # a palette's transparent colour outlives this
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def _readable(source: Any, read: Callable[[], Image.Image]) -> Image.Image:
+    """Pillow opens files lazily, so that damage may show only when pixels are asked for."""
+    try:
+        return read()
+    except FileNotFoundError as error:
+        raise InputError(f"image {source}: no such file") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"image {source}: not a readable image ({error})") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +98,7 @@ class ImageProcessor:
 
     @staticmethod
     def from_config(values: Mapping[str, Any], where: str) -> "ImageProcessor":
-        """Raises InputError naming a missing key."""
+        """Raises InputError naming a missing key, or saying what is of the wrong kind."""
         size = values.get("size") or {}
         try:
             return ImageProcessor(
@@ -93,6 +114,8 @@ class ImageProcessor:
             )
         except KeyError as error:
             raise InputError(f"{where}: no key {error.args[0]!r}; copy the file from the model's hub page") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{where}: a value is of the wrong kind ({error})") from error
 
     def __call__(self, source: Any) -> tuple[np.ndarray, np.ndarray]:
         """Patches float32 [P, channels * temporal * patch ** 2] and int64 [3], patches in time, height and width."""

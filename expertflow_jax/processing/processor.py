@@ -11,12 +11,12 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from expertflow_jax.checkpoints.files import read_json
 from expertflow_jax.errors import InputError
 from expertflow_jax.processing.images import ImageProcessor
+from expertflow_jax.processing.templates import compile_template
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +57,7 @@ class Processor:
         self._image_token = image_token
         self._special_tokens = dict(special_tokens)
         self._where = where
-        self._template = None
-        if template is not None:
-            environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-            environment.globals["raise_exception"] = _refuse
-            try:
-                self._template = environment.from_string(template)
-            except jinja2.TemplateError as error:
-                raise InputError(f"{where}: the chat template does not parse: {error}") from error
+        self._template = None if template is None else compile_template(template, where)
 
     @classmethod
     def from_directory(cls, path: str | Path) -> "Processor":
@@ -83,11 +76,7 @@ class Processor:
             raise InputError(f"{file}: damaged ({error}); download it again") from error
         settings = _optional(path / "tokenizer_config.json")
         config = _optional(path / "config.json")
-        images = None
-        if (path / "preprocessor_config.json").is_file():
-            images = ImageProcessor.from_config(
-                read_json(path / "preprocessor_config.json"), str(path / "preprocessor_config.json")
-            )
+        images = _image_processor(path)
         image_token = None
         if (token_id := config.get("image_token_id")) is not None:
             image_token = tokenizer.id_to_token(int(token_id))
@@ -155,8 +144,14 @@ def _optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
+def _image_processor(path: Path) -> ImageProcessor | None:
+    """preprocessor_config.json, or its place in the processor_config.json that transformers 5 writes."""
+    file = path / "preprocessor_config.json"
+    values = _optional(file)
+    if not values:
+        file = path / "processor_config.json"
+        values = _optional(file).get("image_processor", {})
+    return ImageProcessor.from_config(values, str(file)) if values else None
 
 
 def _template(path: Path, settings: Mapping[str, Any]) -> str | None:

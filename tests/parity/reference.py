@@ -22,7 +22,7 @@ import torch
 from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).parent))
-from reference_cases import BATCHES, CASES, GOLDENS, IMAGE, prompts
+from reference_cases import BATCHES, CASES, GOLDENS, prompts
 
 STEPS = 16
 SETTINGS = {"dtype": torch.float32, "attn_implementation": "eager", "experts_implementation": "eager"}
@@ -93,7 +93,7 @@ def run_batch(
         padded[row, width - len(tokens) :] = tokens
         mask[row, width - len(tokens) :] = 1
     inputs = {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(mask)}
-    inputs["mm_token_type_ids"] = torch.tensor((padded == IMAGE).astype(np.int64))
+    inputs["mm_token_type_ids"] = torch.tensor((padded == model.config.image_token_id).astype(np.int64))
     if len(grid):
         inputs |= {"pixel_values": torch.tensor(pixels), "image_grid_thw": torch.tensor(grid)}
     positions, delta = model.model.get_rope_index(

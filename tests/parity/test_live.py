@@ -12,7 +12,8 @@ from flax import nnx
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from model_parity import batches, check_checkpoint, check_forward, check_session
+from model_parity import batches, check_checkpoint, check_forward, check_positions, check_session
+from processor_parity import check_conversations
 from reference_cases import CASES
 
 from expertflow_jax.checkpoints import load_model as load_module
@@ -20,6 +21,7 @@ from expertflow_jax.checkpoints import save_hf
 from expertflow_jax.checkpoints.load import read_config
 from expertflow_jax.inference.loading import load_model
 from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe
+from expertflow_jax.processing import Processor
 
 ROOT = Path(__file__).parents[2]
 PYTHON = Path(os.environ.get("EXPERTFLOW_REFERENCE_PYTHON", ROOT / ".venv-reference" / "bin" / "python"))
@@ -32,9 +34,9 @@ pytestmark = [
 ]
 
 
-def reference(*arguments: object) -> None:
-    """Runs reference.py; its complaint becomes the test's."""
-    command = [str(PYTHON), str(Path(__file__).with_name("reference.py")), *map(str, arguments)]
+def reference(*arguments: object, script: str = "reference.py") -> None:
+    """Runs a script of the reference side; its complaint becomes the test's."""
+    command = [str(PYTHON), str(Path(__file__).with_name(script)), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -75,3 +77,33 @@ def test_our_checkpoint_in_their_model(checkpoints, tmp_path, case):
     check_forward(module, arrays)
     check_forward(load_module(tmp_path / "ours"), arrays)
     check_session(load_model(str(tmp_path / "ours")), arrays)
+
+
+@pytest.mark.parametrize("settings", ["small", "digit_scenes_moe"])
+def test_their_processor(tmp_path, settings):
+    """A small tokenizer with the family's template, and the trained model's own files."""
+    trained = ROOT / "expertflow_jax" / "assets" / settings
+    model = [trained] if settings != "small" else []
+    reference(tmp_path, *model, script="reference_processor.py")
+    assert check_conversations(Processor.from_directory(model[0] if model else tmp_path), tmp_path) == 19
+
+
+def test_the_trained_model_in_transformers(tmp_path):
+    trained = ROOT / "expertflow_jax" / "assets" / "digit_scenes_moe"
+    config = read_config(trained)
+    merge, rng = config.vision.spatial_merge_size, np.random.default_rng(0)
+    ids = rng.integers(20, config.text.vocab_size, (2, 16))
+    ids[0, 3:12] = config.image_token_id
+    given = {
+        "input_ids": ids,
+        "lengths": np.array([16, 7]),
+        "pixel_values": rng.normal(size=(9 * merge**2, config.vision.patch_dim)).astype(np.float32),
+        "image_grid_thw": np.array([[1, 3 * merge, 3 * merge]]),
+    }
+    np.savez(tmp_path / "given.npz", **{f"batch/{name}": array for name, array in given.items()})
+    reference("run", trained, tmp_path / "given.npz", tmp_path / "theirs.npz")
+    arrays = batches(tmp_path / "theirs.npz")["batch"]
+    module = load_module(trained, np.float32)  # as the reference computes, whatever the file holds
+    check_positions(module, arrays)
+    check_forward(module, arrays)
+    check_session(load_model(str(trained), "float32"), arrays)
