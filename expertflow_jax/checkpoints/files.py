@@ -1,6 +1,7 @@
 """The safetensors files of a checkpoint directory: which tensor lies where, opened as memory maps.
 
-Nothing outside the directory is followed, and nothing but safetensors and JSON is read.
+An index may name files beside it and nothing else (the files themselves may be links, as in the hub's cache), and
+nothing but safetensors and JSON is read.
 """
 
 import json

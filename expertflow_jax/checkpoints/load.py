@@ -51,8 +51,8 @@ def load_dense_and_experts(path: str | Path, dtype: Any = None) -> tuple[Qwen3VL
       with the gate's columns first, down [F, D]) in the module's dtype.
 
     Raises:
-      InputError: a file is missing or damaged, the config is not supported, or tensors are missing, unexpected or
-        of the wrong shape (all of them in one message).
+      InputError: a file is missing or damaged, the config is not supported, tensors are missing, unexpected or of the
+        wrong shape (all of them in one message), or a tensor outside the experts holds NaN or infinity.
     """
     path = Path(path)
     config = read_config(path)
@@ -67,6 +67,10 @@ def load_dense_and_experts(path: str | Path, dtype: Any = None) -> tuple[Qwen3VL
         p: jnp.array(table.from_hf(p, files.read(table.hf_name(p))), dtype=leaf.dtype)
         for p, leaf in nnx.to_flat_state(nnx.state(module))
     }
+    # Training that diverged leaves its mark in every parameter, so the experts need not be searched too.
+    broken = sorted(table.hf_name(p) for p, value in values.items() if not jnp.isfinite(value).all())
+    if broken:
+        raise InputError(f"{path}: {len(broken)} tensors hold NaN or infinity: {_some(broken)}")
     nnx.update(module, nnx.from_flat_state(values))
     return config, module, _experts(config, files, layouts, np.dtype(dtype))
 
@@ -89,6 +93,10 @@ def load_model(path: str | Path, dtype: Any = None) -> Qwen3VLMoe:
         values["experts", layer, "down"] = jnp.array(down[number])
     nnx.update(module, nnx.from_flat_state(values))
     return module
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
 
 
 def _check(
@@ -118,7 +126,7 @@ def _check(
     # A tied head may be stored all the same.
     unexpected = sorted(files.names - set(expected) - ({"lm_head.weight"} if config.tie_word_embeddings else set()))
     problems = [
-        f"{len(found)} {kind}: {', '.join(found[:SHOWN])}{', ...' if len(found) > SHOWN else ''}"
+        f"{len(found)} {kind}: {_some(found)}"
         for kind, found in (("missing", missing), ("unexpected", unexpected), ("of the wrong shape", misshaped))
         if found
     ]
