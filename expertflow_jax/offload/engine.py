@@ -231,7 +231,9 @@ class ExpertCacheEngine:
                 ready = self._next_arrivals()
         finally:
             with self._changed:
+                self._link.pump(changed=False)
                 self._release()
+                self._link.pump(changed=True)
 
     def _ask(self, layer: int, keys: np.ndarray, experts: np.ndarray) -> list[int]:
         """Counts and pins a layer-step's experts, sends for the missing ones; returns those that are here."""
@@ -312,14 +314,13 @@ class ExpertCacheEngine:
             slot = self._slot_for(key, urgent=False)
             if slot >= 0:
                 return self._reserve(key, slot, "prefetch")
-        while self._background:
-            key = next(iter(self._background))
-            del self._background[key]
-            if self.pool.slot_of[key] < 0:
-                slot = self._slot_for(key, urgent=False)
-                if slot >= 0:
-                    return self._reserve(key, slot, "background")
-        return None
+        for key in list(self._background):
+            if self.pool.slot_of[key] >= 0:
+                del self._background[key]
+            elif (slot := self._slot_for(key, urgent=False)) >= 0:
+                del self._background[key]
+                return self._reserve(key, slot, "background")
+        return None  # what found no slot keeps its place: the running layer holds them all for now
 
     def _slot_for(self, key: int, urgent: bool) -> int:
         home = self.policy.home(key // self.store.num_experts)

@@ -71,9 +71,11 @@ class Reference:
         if key is not None and (number := self.find_slot(key, urgent=False)) is not None:
             self.reserve(key, number, "prefetches")
             return True
-        while self.background:
-            key = self.background.pop(0)
-            if self.slot_of(key) is None and (number := self.find_slot(key, urgent=False)) is not None:
+        for key in list(self.background):
+            if self.slot_of(key) is not None:
+                self.background.remove(key)
+            elif (number := self.find_slot(key, urgent=False)) is not None:
+                self.background.remove(key)
                 self.reserve(key, number, "background_transfers")
                 return True
         return False
@@ -249,6 +251,7 @@ class Reference:
                 self.advance(self.flying[0][0])
                 self.stall += self.now - before
         self.release()
+        self.advance(self.now)
         return rounds
 
     def usable(self, layer):

@@ -271,3 +271,19 @@ def test_a_horizon_of_another_model_is_refused(horizon):
 def test_impossible_engines_are_refused(slots, policy, link, message):
     with pytest.raises(InputError, match=message):
         ExpertCacheEngine(ExpertSizes(2, 4, 64), slots, policy, link)
+
+
+@pytest.mark.parametrize("policy", ["on_demand", "cache_moe"])  # others may find the newcomer worth less
+def test_what_a_lossy_step_missed_comes_in_the_background(policy):
+    engine = ExpertCacheEngine(ExpertSizes(2, 4, 64), 4, policy, LinkSpec(64e-9, 0))
+    engine.warm_up()  # experts 0 and 1 of both layers
+    engine.begin_step(None)
+    for layer in (0, 1):
+        usable = engine.usable(layer)
+        engine.note_lossy(layer, np.array([1, 2]), usable)
+        list(engine.rounds(layer, np.array([1])))
+        engine.clock.spend(10, "compute")
+    stats = engine.stats()
+    assert stats["background_transfers"] == 2
+    assert engine.usable(0)[2]
+    assert engine.usable(1)[2]
