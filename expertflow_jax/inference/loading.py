@@ -1,6 +1,7 @@
 """Loads a checkpoint the way it will run: dense parameters onto the device, every expert into pinned host memory."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def load_model(name: str, dtype: str | None = None) -> LoadedModel:
         text.num_experts,
     )
     columns = (TextColumn("loading experts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as progress:
+    with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as progress:
         bar = progress.add_task("experts", total=store.num_layers * store.num_experts)
         for layer, expert, gate_up, down in experts:
             store.put(layer, expert, gate_up, down)

@@ -104,16 +104,20 @@ def plan_request(
       InputError: the budget is below the minimum (which the message names), or the arguments contradict each other.
     """
     text = config.text
-    forecast = 0
+    forecast, workspace = 0, workspace_bytes(config, size, itemsize)
     if predictor is not None:
-        forecast = predictor.nbytes + 2 * predictor.cache_nbytes(size.sequences, size.tokens + size.new_tokens)
-        forecast += 8 * size.sequences * size.tokens * len(text.moe_layers) * text.num_experts
+        cache = predictor.cache_nbytes(size.sequences, size.tokens + size.new_tokens)
+        forecast = predictor.nbytes + cache
+        # It runs between the model's stages, so that its temporaries (its forecast twice, its cache when that grows)
+        # take the place of theirs.
+        outputs = 2 * 4 * size.sequences * size.tokens * len(text.moe_layers) * text.num_experts
+        workspace = max(workspace, outputs + cache)
     return plan_memory(
         None if memory_budget is None else parse_bytes(memory_budget),
         cache_fraction,
         dense=dense_bytes,
         kv=kv_bytes(config, size, itemsize),
-        workspace=workspace_bytes(config, size, itemsize),
+        workspace=workspace,
         predictor=forecast,
         expert_bytes=expert_bytes,
         num_layers=len(text.moe_layers),

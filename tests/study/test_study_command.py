@@ -164,9 +164,9 @@ def test_missing_and_truncated_checkpoints_are_refused(capsys, config, tmp_path)
 def test_another_models_predictor_is_refused(capsys, config, tmp_path):
     predictor = tmp_path / "predictor"
     shutil.copytree(locate("digit_scenes_predictor", "predictor"), predictor)
-    settings = json.loads((predictor / "config.json").read_text())
+    settings = json.loads((predictor / "predictor_config.json").read_text())
     settings["model_fingerprint"] = "0" * 32
-    (predictor / "config.json").write_text(json.dumps(settings))
+    (predictor / "predictor_config.json").write_text(json.dumps(settings))
     refused(capsys, config, f"--workdir={tmp_path / 'run'}", f"--config.predictor={predictor}")
 
 

@@ -33,7 +33,8 @@ def prepared(builder_class: Any, data_dir: Path, split: str) -> Any:
     """
     builder_class.check(data_dir, split)
     console = Console(stderr=True)
-    with _quiet(), console.status(f"preparing {builder_class.name} {split}"):
+    status = console.status(f"preparing {builder_class.name} {split}")
+    with _quiet(), status if console.is_terminal else contextlib.nullcontext():
         builder = builder_class(
             data_dir=str(data_dir / "tfds" / f"{split}-{input_digest(builder_class.inputs(data_dir, split))}"),
             file_format="array_record",
@@ -44,9 +45,13 @@ def prepared(builder_class: Any, data_dir: Path, split: str) -> Any:
         return builder.as_data_source(split=split)
 
 
+# TFDS says at every start how OpenCV would decode images faster; nothing here waits for that.
+logging.getLogger("absl").addFilter(lambda record: "OpenCV is not installed" not in record.getMessage())
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without TFDS's bars of its inner steps and its remarks on how a laptop could decode JPEG faster."""
+    """Without TFDS's bars of its inner steps and its remarks."""
     logger = logging.getLogger("absl")
     before = logger.level
     logger.setLevel(logging.ERROR)

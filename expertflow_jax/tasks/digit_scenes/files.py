@@ -78,7 +78,8 @@ def write_benchmark(data_dir: str | Path, *, train: int, val: int, seed: int) ->
 def _write_all(folder: Path, questions: Mapping[str, int], seed: int) -> dict[str, Any]:
     """Every file but the manifest; returns what the manifest says of them."""
     counts = {}
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("writing digit scenes", total=2 * len(questions))
         for split, count in questions.items():
             items = make_items(split, count, seed)
