@@ -6,6 +6,7 @@
 Axes: B sequences, T tokens, V vocabulary, P patches, L MoE layers, K top-k.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -84,7 +85,7 @@ class OffloadedModel:
         predictor: str | None = None,
         dtype: str | None = None,
         link: str = "direct",
-        max_batch_size: int = 8,
+        max_batch_size: int | None = None,
         max_tokens: int = 1024,
         max_image_tokens: int = 256,
     ) -> "OffloadedModel":
@@ -100,7 +101,8 @@ class OffloadedModel:
           dtype: "float32" or "bfloat16"; the checkpoint's own by default.
           link: "direct", or "emulated(GB/s,microseconds)".
           max_batch_size, max_tokens, max_image_tokens: the largest request that the memory plan must hold:
-            sequences, tokens of each (prompt and answer), image tokens of each.
+            sequences, tokens of each (prompt and answer), image tokens of each. Without `max_batch_size`: 8,
+            or with a budget the largest of 8, 4, 2 and 1 that leaves half of what dense parameters leave to experts.
 
         Raises:
           InputError: unknown names, a budget below the minimum, a malformed checkpoint, or another model's predictor.
@@ -116,17 +118,24 @@ class OffloadedModel:
         text, merge = model.config.text, model.config.vision.spatial_merge_size**2
         tokens = min(max_tokens, text.max_position_embeddings)
         image = min(max_image_tokens, tokens) * merge
-        size = RequestSize(max_batch_size, tokens, 0, image * max_batch_size, image)
-        plan = plan_request(
-            model.config,
-            model.stages.dense_bytes,
-            model.store.expert_bytes,
-            size,
-            itemsize=np.dtype(model.stages.dtype).itemsize,
-            predictor=forecaster,
-            memory_budget=memory_budget,
-            cache_fraction=cache_fraction,
-        )
+
+        def planned(sequences: int) -> tuple[RequestSize, MemoryPlan]:
+            size = RequestSize(sequences, tokens, 0, image * sequences, image)
+            return size, plan_request(
+                model.config,
+                model.stages.dense_bytes,
+                model.store.expert_bytes,
+                size,
+                itemsize=np.dtype(model.stages.dtype).itemsize,
+                predictor=forecaster,
+                memory_budget=memory_budget,
+                cache_fraction=cache_fraction,
+            )
+
+        if max_batch_size is None and memory_budget is not None:
+            size, plan = _roomiest(planned)
+        else:
+            size, plan = planned(8 if max_batch_size is None else max_batch_size)
         return cls(model, plan, size, policy=policy, miss_policy=miss_policy, predictor=forecaster, link=link)
 
     def logits(
@@ -362,3 +371,14 @@ class OffloadedModel:
             else:
                 prompts.append(Prompt(own, np.asarray(pixel_values)[begin:patch], grids[first:image]))
         return prompts
+
+
+def _roomiest(planned: Callable[[int], tuple[RequestSize, MemoryPlan]]) -> tuple[RequestSize, MemoryPlan]:
+    """The most sequences that leave experts half of what the dense parameters leave."""
+    for sequences in (8, 4, 2):
+        with contextlib.suppress(InputError):
+            size, plan = planned(sequences)
+            everything = plan.slots == plan.num_layers * plan.num_experts
+            if everything or 2 * plan.slots * plan.expert_bytes >= plan.total_bytes - plan.dense_bytes:
+                return size, plan
+    return planned(1)

@@ -4,7 +4,8 @@ A forecast for the engine is a *horizon* float32 [H, L, E]: the probability that
 the following ones uses an expert. Axes: H steps, B sequences, T tokens, D model width, L MoE layers, E experts.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import jax
@@ -71,20 +72,26 @@ class PredictedForecast:
         self._cache: PredictorCache | None = None
 
     def prefill(self, x: jax.Array, lengths: np.ndarray) -> np.ndarray | None:
-        probs, self._cache = self._predictor.prefill(x, lengths)
-        probs = np.asarray(probs)
-        self._charge(int(lengths.sum()))
+        with predictor_time(self._clock, self._costs, int(lengths.sum())):
+            probs, self._cache = self._predictor.prefill(x, lengths)
         rows = np.arange(len(lengths))
         last = probs[rows, np.maximum(lengths - 1, 0)][:, None]
         return np.stack([step_forecast(probs, lengths), step_forecast(last, (lengths > 0).astype(np.int32))])
 
     def decode(self, x: jax.Array, active: np.ndarray) -> np.ndarray | None:
         assert self._cache is not None, "prefill comes before decode"
-        probs, self._cache = self._predictor.decode(x, self._cache)
-        self._charge(int(active.sum()))
-        forecast = step_forecast(np.asarray(probs), active.astype(np.int32))
+        with predictor_time(self._clock, self._costs, int(active.sum())):
+            probs, self._cache = self._predictor.decode(x, self._cache)
+        forecast = step_forecast(probs, active.astype(np.int32))
         return np.stack([forecast, forecast])
 
-    def _charge(self, tokens: int) -> None:
-        if self._costs is not None:
-            self._clock.spend(self._costs.predictor_seconds(tokens), "predictor")
+
+@contextlib.contextmanager
+def predictor_time(clock: Clock, costs: ComputeCosts | None, tokens: int, name: str = "") -> Iterator[None]:
+    """Books a run of the predictor over `tokens`: its recorded cost, or on the real clock what it takes."""
+    if costs is None:
+        with clock.measure("predictor", name):
+            yield
+    else:
+        yield
+        clock.spend(costs.predictor_seconds(tokens), "predictor", name)

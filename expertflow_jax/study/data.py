@@ -4,6 +4,7 @@ Axes: W sequences, L MoE layers, E experts.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import ml_collections
@@ -60,11 +61,15 @@ def prepare(model: LoadedModel, task: Task, limit: int) -> TaskData:
 
 def signatures(model: LoadedModel, predictor: Predictor, data: TaskData, batch_size: int) -> np.ndarray:
     """Forecast of every sequence's prompt, P(sequence uses expert): float32 [W, L, E]."""
-    found = []
-    for start in range(0, len(data.prompts), batch_size):
-        prompts = data.prompts[start : start + batch_size]
-        batch = pad_prompts(model.stages.config, prompts, batch_size)
-        x, _ = model.embed(batch)
-        use, _ = predictor.forecast(x, batch.lengths)
-        found.append(np.asarray(use)[: len(prompts)])
-    return np.concatenate(found)
+    parts = [data.prompts[start : start + batch_size] for start in range(0, len(data.prompts), batch_size)]
+    return np.concatenate([forecast_prompts(model, predictor, prompts, batch_size) for prompts in parts])
+
+
+def forecast_prompts(
+    model: LoadedModel, predictor: Predictor, prompts: Sequence[Prompt], batch_size: int
+) -> np.ndarray:
+    """The same of at most `batch_size` prompts in one go: float32 [prompts, L, E]."""
+    batch = pad_prompts(model.stages.config, prompts, batch_size)
+    x, _ = model.embed(batch)
+    use, _ = predictor.forecast(x, batch.lengths)
+    return np.asarray(use)[: len(prompts)]

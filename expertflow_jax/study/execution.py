@@ -10,7 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from expertflow_jax.inference.forecasting import Forecaster, NoForecast, PredictedForecast, TrueForecast
+from expertflow_jax.inference.forecasting import (
+    Forecaster,
+    NoForecast,
+    PredictedForecast,
+    TrueForecast,
+    predictor_time,
+)
 from expertflow_jax.inference.generation import generate_batch
 from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.inference.memory import RequestSize, plan_request
@@ -23,7 +29,7 @@ from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.predictor import Predictor
 from expertflow_jax.scheduling import Scheduler, make_scheduler
 from expertflow_jax.simulation.costs import ComputeCosts
-from expertflow_jax.study.data import TaskData
+from expertflow_jax.study.data import TaskData, forecast_prompts
 from expertflow_jax.study.grid import Cell
 
 
@@ -183,12 +189,20 @@ def _batches(setting: Setting, cell: Cell, engine: ExpertCacheEngine) -> Iterato
     total = sum(-(-len(window) // setting.batch_size) for window in windows)
     for window in windows:
         signatures = setting.signatures[cell.task][window]
-        if scheduler.uses_forecast and setting.costs is not None:
-            for i in window:
-                seconds = setting.costs.predictor_seconds(len(data.prompts[i].input_ids))
-                engine.clock.spend(seconds, "predictor", "forecast for scheduling")
+        if scheduler.uses_forecast:
+            _book_scheduling(setting, data, window, engine)
         for batch in scheduler.plan(signatures, arrival=window.tolist()):
             yield total, window[batch]
+
+
+def _book_scheduling(setting: Setting, data: TaskData, window: np.ndarray, engine: ExpertCacheEngine) -> None:
+    """The forecasts that a window is scheduled by take their time; what they say is known from `Setting.signatures`."""
+    for start in range(0, len(window), setting.batch_size):
+        prompts = [data.prompts[i] for i in window[start : start + setting.batch_size]]
+        tokens = sum(len(prompt.input_ids) for prompt in prompts)
+        with predictor_time(engine.clock, setting.costs, tokens, "forecast for scheduling"):
+            if not engine.clock.virtual:
+                forecast_prompts(setting.model, setting.predictor, prompts, setting.batch_size)
 
 
 def _forecaster(setting: Setting, cell: Cell, engine: ExpertCacheEngine, truth: np.ndarray | None) -> Forecaster:
