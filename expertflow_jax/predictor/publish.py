@@ -35,13 +35,16 @@ def plot_recall(metrics: Mapping[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, len(metrics), figsize=(5 * len(metrics), 8), squeeze=False, sharey=True)
+    phases = list(dict.fromkeys(phase for values in metrics.values() for phase in values["step"]))
+    shape = (1 + len(phases), len(metrics))
+    figure, axes = plt.subplots(*shape, figsize=(5 * shape[1], 4 * shape[0]), squeeze=False, sharey=True)
     for column, (split, values) in enumerate(metrics.items()):
-        panels = (
-            ("of a token", values["token"]["all"]),
-            (f"of a prefill step of {values['batch_size']} sequences", values["step"]["prompt"]),
-        )
+        panels = [("of a token", values["token"]["all"])]
+        for phase in phases:
+            about = f"of a {phase} step of {values['batch_size']} sequences"
+            panels.append((about, values["step"].get(phase, {})))
         for axis, (what, methods) in zip(axes[:, column], panels, strict=True):
+            counts: list[int] = []
             for method in (m for m in STYLES if m in methods):
                 color, marker, dash = STYLES[method]
                 counts = fetched(methods[method])
@@ -111,14 +114,20 @@ def markdown(metrics: Mapping[str, Any]) -> str:
         parts.append("Experts of a token, all layers:\n\n" + recall_table(tokens["all"]))
         parts.append("By layer:\n\n" + token_table(tokens["all"], count, True))
         parts.append("\n\n".join(["Decoded tokens alone:", token_table(tokens["decode"], count, False)]))
-        for phase, rows in values["step"].items():
-            about = (
-                f"{phase} steps of {size} sequences ({np.mean(rows['distinct_experts']):.1f} experts per layer used)"
-            )
-            parts.append(f"Experts of {about}:\n\n" + recall_table(rows))
+        parts.append(_step_tables(values))
         for phase, found in values["reliability"].items():
             about = f"of {phase} steps, {size} sequences: mean error {found['calibration_error']:.3f}"
             parts.append(f"Calibration {about}\n\n" + reliability_table(found["bins"]))
+    return "\n".join(parts)
+
+
+def _step_tables(values: Mapping[str, Any]) -> str:
+    """Recall of what whole steps use, a table for prompts and one for decoding."""
+    parts = []
+    for phase, rows in values["step"].items():
+        used = f"{np.mean(rows['distinct_experts']):.1f} experts per layer used"
+        about = f"Experts of {phase} steps of {values['batch_size']} sequences ({used}):"
+        parts.append(f"{about}\n\n{recall_table(rows)}")
     return "\n".join(parts)
 
 
@@ -142,9 +151,7 @@ Rebuild: `{facts["command"]}` (seed {facts["seed"]})
 Held-out traces ({found["sequences"]} sequences), experts of a token, all layers:
 
 {recall_table(found["token"]["all"])}
-Experts of the prefill of {found["batch_size"]} sequences:
-
-{recall_table(found["step"]["prompt"])}
+{_step_tables(found)}
 Config:
 
 ```json
