@@ -26,6 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.sequences.held_out = ml_collections.ConfigDict({"vqa_v2": 1_500, "mmbench": 500})
     config.sequences.out_of_distribution = 512  # questions of a kind that no benchmark split holds; 0 for none
     config.record_batch_size = 128
+    config.text_tokens = 128  # tokens of a sequence of task "text"
 
     config.predictor = ml_collections.ConfigDict({"width": 96, "depth": 2, "heads": 4, "hidden": 256})
 

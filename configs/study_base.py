@@ -28,6 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.digit_scenes = ml_collections.ConfigDict({"train": 4_000, "val": 2_000, "seed": 0})  # questions
     config.image_first = False  # whether prompts show the image before the question
     config.split = "val"
+    config.text_tokens = 128  # tokens of a sequence of task "text", which cuts DATA_DIR/text/val.jsonl or .txt
     config.num_examples = 128  # per task; 0 for all. MMBench keeps whole circular groups
 
     config.batch_size = 8

@@ -1,13 +1,13 @@
 """The prompts that routing is recorded on: benchmark splits, and questions of a kind that neither benchmark asks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.tasks import vqa_v2
-from expertflow_jax.tasks.base import Example, user_turn
+from expertflow_jax.tasks.base import Example, Task, user_turn
 from expertflow_jax.tasks.digit_scenes.questions import dense_question
 from expertflow_jax.tasks.digit_scenes.scenes import render, sample_scene, scan_bank
 from expertflow_jax.tasks.registry import make_task
@@ -21,6 +21,7 @@ def benchmark_examples(
     skip: Mapping[str, int] | None = None,
     image_first: bool = False,
     seed: int = 0,
+    prepare: Callable[[Task, list[Example]], list[Example]] | None = None,
 ) -> list[Example]:
     """Random examples of a split, one task after another; of a question with rotated options, one rotation.
 
@@ -28,6 +29,7 @@ def benchmark_examples(
       data_dir: see `make_task`.
       counts: task -> how many examples.
       skip: task -> how many of the random order to pass over, so that two sets of one split stay apart.
+      prepare: makes a task's examples ready before they are drawn (documents are cut into sequences).
 
     Raises:
       InputError: no such task or split, malformed files, or fewer examples than asked for.
@@ -39,6 +41,8 @@ def benchmark_examples(
         rng = np.random.default_rng([seed, len(found)])
         task = make_task(name, data_dir, split, image_first=image_first)
         examples = task.examples()
+        if prepare is not None:
+            examples = prepare(task, examples)
         order = [examples[i] for i in rng.permutation(len(examples))]
         if task.circular:
             order = list({example.cluster: example for example in order}.values())

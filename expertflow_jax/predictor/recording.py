@@ -26,6 +26,7 @@ from expertflow_jax.routing.recorder import SequenceRecorder
 from expertflow_jax.routing.trace import RoutingTrace
 from expertflow_jax.routing.trace_set import TraceSetWriter, read_manifest
 from expertflow_jax.tasks.base import Example
+from expertflow_jax.tasks.encoding import encode_example
 
 RANKED = 8  # M at most: enough to compare forecasts at four times top-2
 
@@ -156,13 +157,6 @@ class Recorder:
         return _run(self._graph, self._state, inputs, caches, images, deepstack)
 
 
-def encode_example(processor: Processor, example: Example) -> Prompt:
-    """Chat template, tokenizer and image preprocessing of the model's own processor."""
-    text = processor.apply_chat_template(example.messages, add_generation_prompt=True)
-    inputs = processor.encode(text, [example.image] if example.image is not None else [])
-    return Prompt(inputs.input_ids, inputs.pixel_values, inputs.image_grid_thw)
-
-
 def is_recorded(folder: str | Path, source: Mapping[str, Any]) -> bool:
     """Whether a finished trace set of this very source is in `folder`."""
     try:
@@ -173,7 +167,7 @@ def is_recorded(folder: str | Path, source: Mapping[str, Any]) -> bool:
 
 def record(
     make_recorder: Callable[[], Recorder],
-    processor: Processor,
+    processor: Processor | None,
     examples: Callable[[], Sequence[Example]],
     folder: str | Path,
     *,
@@ -185,6 +179,7 @@ def record(
 
     Args:
       make_recorder, examples: called only if there is something to record.
+      processor: None for examples that are token ids.
       folder: for the trace set.
       source: JSON-able; all that determines the traces (model fingerprint, task, split, count, seed, ...).
 

@@ -30,8 +30,9 @@ from expertflow_jax.predictor.training import TrainingConfig, train_predictor
 from expertflow_jax.processing import Processor
 from expertflow_jax.routing.fingerprint import fingerprint_of
 from expertflow_jax.routing.trace_set import TraceSet
-from expertflow_jax.tasks.base import Example
+from expertflow_jax.tasks.base import Example, Task
 from expertflow_jax.tasks.digit_scenes.files import write_benchmark
+from expertflow_jax.tasks.encoding import encode_task
 
 TRAIN, CALIBRATION, HELD_OUT, UNUSUAL = "train", "calibration", "held_out", "out_of_distribution"
 
@@ -84,7 +85,9 @@ def record_all(config: ml_collections.ConfigDict, path: Path, workdir: Path) -> 
     counts = _counts(config)
     _, dense, _ = checkpoints.load_dense_and_experts(path, jnp.float32)
     fingerprint = fingerprint_of(dense.config, dense)
-    processor = Processor.from_directory(path)
+    processor = Processor.from_directory(path) if (path / "tokenizer.json").exists() else None
+    end_ids = processor.eos_token_ids if processor is not None else ()
+    vocabulary = dense.config.text.vocab_size
     sources = {
         name: {
             "set": name,
@@ -96,6 +99,7 @@ def record_all(config: ml_collections.ConfigDict, path: Path, workdir: Path) -> 
             "skipped": config.sequences.calibration.to_dict() if name == HELD_OUT else {},
             "seed": config.seed,
         }
+        | ({"text_tokens": config.text_tokens} if name != UNUSUAL and "text" in config.sequences[name] else {})
         for name, count in counts.items()
         if count
     }
@@ -103,7 +107,14 @@ def record_all(config: ml_collections.ConfigDict, path: Path, workdir: Path) -> 
 
     @functools.cache
     def recorder() -> Recorder:
-        return Recorder(checkpoints.load_model(path, jnp.float32), processor.eos_token_ids, fingerprint)
+        return Recorder(checkpoints.load_model(path, jnp.float32), end_ids, fingerprint)
+
+    def cut(task: Task, examples: list[Example]) -> list[Example]:
+        return (
+            encode_task(processor, task, examples, config.text_tokens, vocabulary)[0]
+            if task.teacher_forced
+            else examples
+        )
 
     if any(not is_recorded(folders[name], sources[name]) for name in sources):
         data_dir = Path(config.data_dir) if config.data_dir else workdir / "data"
@@ -114,7 +125,7 @@ def record_all(config: ml_collections.ConfigDict, path: Path, workdir: Path) -> 
             record(
                 recorder,
                 processor,
-                _examples(config, data_dir, name),
+                _examples(config, data_dir, name, cut),
                 folders[name],
                 source=source,
                 batch_size=config.record_batch_size,
@@ -122,14 +133,16 @@ def record_all(config: ml_collections.ConfigDict, path: Path, workdir: Path) -> 
     return {name: TraceSet.load(folder) for name, folder in folders.items()}
 
 
-def _examples(config: ml_collections.ConfigDict, data_dir: Path, name: str) -> Callable[[], Sequence[Example]]:
+def _examples(
+    config: ml_collections.ConfigDict, data_dir: Path, name: str, cut: Callable[[Task, list[Example]], list[Example]]
+) -> Callable[[], Sequence[Example]]:
     options = {"image_first": config.image_first, "seed": config.seed}
     if name == UNUSUAL:
         return lambda: unusual_examples(config.sequences.out_of_distribution, **options)
     split = "train" if name == TRAIN else "val"
     skip = config.sequences.calibration.to_dict() if name == HELD_OUT else {}
     counts = config.sequences[name].to_dict()
-    return lambda: benchmark_examples(data_dir, split, counts, skip=skip, **options)
+    return lambda: benchmark_examples(data_dir, split, counts, skip=skip, prepare=cut, **options)
 
 
 def train_and_export(invocation: cli.Invocation) -> Path:

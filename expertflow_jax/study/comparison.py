@@ -4,6 +4,7 @@ Axes: W examples, U statistical units, V vocabulary.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -147,6 +148,7 @@ def make_row(
         corrections=stats["corrections"],
         hit_rate=stats["hits"] / asked if asked else None,
         experts_per_batch=execution.experts_per_batch,
+        perplexity=None if execution.nats is None else math.exp(execution.nats),
         link=config.link,
         clock=config.clock,
         device=jax.local_devices()[0].device_kind,

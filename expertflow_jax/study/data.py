@@ -15,6 +15,7 @@ from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.predictor import Predictor
 from expertflow_jax.tasks.base import Example, Task
 from expertflow_jax.tasks.digit_scenes.files import write_benchmark
+from expertflow_jax.tasks.encoding import encode_task
 from expertflow_jax.tasks.registry import make_task
 
 
@@ -45,22 +46,19 @@ def open_task(config: ml_collections.ConfigDict, name: str, workdir: Path) -> Ta
     return make_task(name, data_dir, config.split, image_first=config.image_first)
 
 
-def encode(model: LoadedModel, example: Example) -> Prompt:
-    """Chat template, tokenizer and image preprocessing of the model's own processor."""
-    assert model.processor is not None, "the runner refuses a model without a tokenizer"
-    text = model.processor.apply_chat_template(example.messages, add_generation_prompt=True)
-    inputs = model.processor.encode(text, [example.image] if example.image is not None else [])
-    return Prompt(inputs.input_ids, inputs.pixel_values, inputs.image_grid_thw)
-
-
-def prepare(model: LoadedModel, task: Task, limit: int) -> TaskData:
+def prepare(model: LoadedModel, task: Task, limit: int, text_tokens: int) -> TaskData:
     """Reads and encodes `limit` examples (all with 0)."""
-    examples = task.examples(limit or None)
-    return TaskData(task, examples, [encode(model, example) for example in examples])
+    found = task.examples(None if task.teacher_forced else limit or None)
+    examples, prompts = encode_task(model.processor, task, found, text_tokens, model.config.text.vocab_size)
+    if limit and not task.circular:
+        examples, prompts = examples[:limit], prompts[:limit]
+    return TaskData(task, examples, prompts)
 
 
-def signatures(model: LoadedModel, predictor: Predictor, data: TaskData, batch_size: int) -> np.ndarray:
-    """Forecast of every sequence's prompt, P(sequence uses expert): float32 [W, L, E]."""
+def signatures(model: LoadedModel, predictor: Predictor | None, data: TaskData, batch_size: int) -> np.ndarray:
+    """Forecast of every sequence's prompt, P(sequence uses expert): float32 [W, L, E]; zeros without a predictor."""
+    if predictor is None:
+        return np.zeros((len(data.prompts), model.store.num_layers, model.store.num_experts), np.float32)
     parts = [data.prompts[start : start + batch_size] for start in range(0, len(data.prompts), batch_size)]
     return np.concatenate([forecast_prompts(model, predictor, prompts, batch_size) for prompts in parts])
 

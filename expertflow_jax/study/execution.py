@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from expertflow_jax.inference.batching import Prompt
 from expertflow_jax.inference.forecasting import (
     Forecaster,
     NoForecast,
@@ -20,6 +21,7 @@ from expertflow_jax.inference.forecasting import (
 from expertflow_jax.inference.generation import generate_batch
 from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.inference.memory import RequestSize, plan_request
+from expertflow_jax.inference.scoring import score_batch
 from expertflow_jax.inference.session import InferenceSession
 from expertflow_jax.offload.budget import MemoryPlan
 from expertflow_jax.offload.clock import RealClock, VirtualClock
@@ -27,6 +29,7 @@ from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.misses import make_miss_policy
 from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.predictor import Predictor
+from expertflow_jax.processing import Processor
 from expertflow_jax.scheduling import Scheduler, make_scheduler
 from expertflow_jax.simulation.costs import ComputeCosts
 from expertflow_jax.study.data import TaskData, forecast_prompts
@@ -38,12 +41,13 @@ class Setting:
     """What all cells of a study share.
 
     Attributes:
+      predictor: None if no cell forecasts.
       data, signatures: per task; signatures float32 [W, L, E].
       costs: seconds of each stage on the virtual clock; None under the real one.
     """
 
     model: LoadedModel
-    predictor: Predictor
+    predictor: Predictor | None
     data: dict[str, TaskData]
     signatures: dict[str, np.ndarray]
     costs: ComputeCosts | None
@@ -55,15 +59,13 @@ class Setting:
     def plan(self, cell: Cell) -> MemoryPlan:
         """How the cell's device memory is divided; raises InputError below the minimum budget."""
         data, stages = self.data[cell.task], self.model.stages
-        forecasts = make_policy(cell.policy).uses_forecast and cell.policy != "oracle"
-        scheduler = self.scheduler(cell)
         return plan_request(
             self.model.config,
             stages.dense_bytes,
             self.model.store.expert_bytes,
             RequestSize.of(data.prompts, self.batch_size, max(e.max_new_tokens for e in data.examples)),
             itemsize=np.dtype(stages.dtype).itemsize,
-            predictor=self.predictor if forecasts or scheduler.uses_forecast else None,
+            predictor=self.predictor if cell.forecasts else None,
             memory_budget=cell.memory_budget,
             cache_fraction=cell.cache_fraction,
         )
@@ -78,9 +80,10 @@ class Execution:
     """What a cell did.
 
     Attributes:
-      texts: answers, in the order of the examples.
-      first_logits: float32 [W, V], of each answer's first token.
+      texts: answers, in the order of the examples; under teacher forcing the foretold token ids.
+      first_logits: float32 [W, V], of each answer's first token; under teacher forcing after the last token.
       digests: uint8 [W, 16], of the logits of all its tokens.
+      nats: mean negative log-likelihood of all foretold tokens; None unless teacher-forced.
       needed: bool [steps, L, E], experts that each step's router asked for.
       stats: the engine's.
       tokens: prompt and answer tokens processed.
@@ -92,6 +95,7 @@ class Execution:
     texts: list[str]
     first_logits: np.ndarray
     digests: np.ndarray
+    nats: float | None
     needed: np.ndarray
     stats: dict[str, Any]
     tokens: int
@@ -139,29 +143,28 @@ def _run(
 ) -> Execution:
     model, data = setting.model, setting.data[cell.task]
     session = InferenceSession(model.stages, engine, make_miss_policy(cell.miss_policy), setting.costs)
-    assert model.processor is not None, "the runner refuses a model without a tokenizer"
     count = len(data.prompts)
     texts = [""] * count
     first_logits = np.zeros((count, model.config.text.vocab_size), np.float32)
     digests = np.zeros((count, 16), np.uint8)
+    nats: list[np.ndarray] = []
     needed: list[np.ndarray] = []
     distinct: list[float] = []
     tokens = 0
     forecaster = _forecaster(setting, cell, engine, truth)
     for done, (total, batch) in enumerate(_batches(setting, cell, engine), start=1):
         session.records = []
-        answers = generate_batch(
-            session,
-            [data.prompts[i] for i in batch],
-            forecaster,
-            max_new_tokens=[data.examples[i].max_new_tokens for i in batch],
-            stop_ids=model.processor.eos_token_ids,
-            batch_size=setting.batch_size,
-        )
-        for i, answer in zip(batch, answers, strict=True):
-            texts[i] = model.processor.decode(answer.token_ids)
-            first_logits[i] = answer.first_logits
-            digests[i] = np.frombuffer(bytes.fromhex(answer.logits_digest), np.uint8)
+        prompts = [data.prompts[i] for i in batch]
+        if data.task.teacher_forced:
+            scored = score_batch(session, prompts, forecaster, batch_size=setting.batch_size)
+            nats += [sequence.nats for sequence in scored]
+            found = [(" ".join(map(str, s.greedy)), s.last_logits, s.logits_digest) for s in scored]
+        else:
+            limits = [data.examples[i].max_new_tokens for i in batch]
+            found = _answers(setting, session, prompts, forecaster, limits)
+        for i, (text, logits, digest) in zip(batch, found, strict=True):
+            texts[i], first_logits[i] = text, logits
+            digests[i] = np.frombuffer(bytes.fromhex(digest), np.uint8)
         steps = [record.needed for record in session.records]
         needed += steps
         distinct.append(float(np.any(steps, axis=0).sum(axis=1).mean()))
@@ -172,6 +175,7 @@ def _run(
         texts,
         first_logits,
         digests,
+        float(np.mean(np.concatenate(nats), dtype=np.float64)) if nats else None,
         np.stack(needed),
         engine.stats(),
         tokens,
@@ -179,6 +183,27 @@ def _run(
         session.peak_device_bytes,
         plan or setting.plan(cell),
     )
+
+
+def _answers(
+    setting: Setting, session: InferenceSession, prompts: list[Prompt], forecaster: Forecaster, limits: list[int]
+) -> list[tuple[str, np.ndarray, str]]:
+    """(text, logits of the first token, digest of all logits) of each prompt's greedy answer."""
+    processor = setting.model.processor
+    generated = generate_batch(
+        session,
+        prompts,
+        forecaster,
+        max_new_tokens=limits,
+        stop_ids=processor.eos_token_ids if processor is not None else (),
+        batch_size=setting.batch_size,
+    )
+    return [(_text(processor, answer.token_ids), answer.first_logits, answer.logits_digest) for answer in generated]
+
+
+def _text(processor: Processor | None, ids: list[int]) -> str:
+    """Decoded; without a tokenizer, the token ids themselves."""
+    return " ".join(map(str, ids)) if processor is None else processor.decode(ids)
 
 
 def _batches(setting: Setting, cell: Cell, engine: ExpertCacheEngine) -> Iterator[tuple[int, np.ndarray]]:
@@ -197,6 +222,7 @@ def _batches(setting: Setting, cell: Cell, engine: ExpertCacheEngine) -> Iterato
 
 def _book_scheduling(setting: Setting, data: TaskData, window: np.ndarray, engine: ExpertCacheEngine) -> None:
     """The forecasts that a window is scheduled by take their time; what they say is known from `Setting.signatures`."""
+    assert setting.predictor is not None, "the runner refuses such a cell without a predictor"
     for start in range(0, len(window), setting.batch_size):
         prompts = [data.prompts[i] for i in window[start : start + setting.batch_size]]
         tokens = sum(len(prompt.input_ids) for prompt in prompts)
@@ -210,5 +236,6 @@ def _forecaster(setting: Setting, cell: Cell, engine: ExpertCacheEngine, truth: 
         assert truth is not None, "the oracle runs after its all-resident reference"
         return TrueForecast(list(truth))
     if engine.policy.uses_forecast:
+        assert setting.predictor is not None, "the runner refuses such a cell without a predictor"
         return PredictedForecast(setting.predictor, engine.clock, setting.costs)
     return NoForecast()

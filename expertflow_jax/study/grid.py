@@ -13,7 +13,7 @@ import ml_collections
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.offload.misses import MISS_POLICIES
-from expertflow_jax.offload.policies import POLICIES
+from expertflow_jax.offload.policies import POLICIES, make_policy
 from expertflow_jax.scheduling import SCHEDULERS
 from expertflow_jax.tasks.registry import TASKS
 
@@ -39,6 +39,12 @@ class Cell:
     def baseline(self) -> "Cell":
         """The all-resident cell in order of arrival, which accuracy is paired against."""
         return dataclasses.replace(self.reference, scheduler="fifo")
+
+    @property
+    def forecasts(self) -> bool:
+        """Whether the routing path predictor runs in this cell, for its cache policy or its scheduler."""
+        policy = make_policy(self.policy).uses_forecast and self.policy != "oracle"
+        return policy or SCHEDULERS[self.scheduler].uses_forecast
 
     def label(self) -> str:
         """Short name for progress and messages."""

@@ -35,6 +35,7 @@ _IN_UNIT = (
     "hit_rate",
 )
 _DIFFERENCES = ("accuracy_delta", "delta_ci_low", "delta_ci_high")
+_OPTIONAL = ("hit_rate", "perplexity")
 _PREDICTION_KEYS = ("id", "prediction", "target", "score", "reference_prediction")
 
 
@@ -56,6 +57,7 @@ class CellRow:
       hits, late, misses: requests of a (layer, expert) by a step that found it in a slot, under way, or neither.
       corrections: mispredictions repaired at run time.
       hit_rate: hits / requests; None if there was no request.
+      perplexity: exp of the mean negative log-likelihood of a text's tokens; None for tasks that generate answers.
       experts_per_batch: mean over batches and layers of distinct experts.
     """
 
@@ -100,6 +102,7 @@ class CellRow:
     corrections: int
     hit_rate: float | None
     experts_per_batch: float
+    perplexity: float | None
     link: str
     clock: str
     device: str
@@ -107,7 +110,7 @@ class CellRow:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is None and field.name == "hit_rate":
+            if value is None and field.name in _OPTIONAL:
                 continue
             plain = _checked(field.name, value, field.type)
             object.__setattr__(self, field.name, plain)

@@ -38,7 +38,7 @@ def check(config: ml_collections.ConfigDict) -> list[Cell]:
     """The study's cells; raises InputError for a bad config before any work."""
     if config.clock not in CLOCKS:
         raise InputError(f"config key clock: {config.clock!r} is neither virtual nor real")
-    for key in ("batch_size", "window", "bootstrap_samples"):
+    for key in ("batch_size", "window", "bootstrap_samples", "text_tokens"):
         if config[key] < 1:
             raise InputError(f"config key {key}: {config[key]} is below 1")
     if config.window < config.batch_size:
@@ -46,6 +46,11 @@ def check(config: ml_collections.ConfigDict) -> list[Cell]:
     found = cells(config)
     if not found:
         raise InputError("config key blocks: the grid is empty; add a block (see configs/quickstart.py)")
+    forecasting = [cell for cell in found if cell.forecasts]
+    if forecasting and not config.predictor:
+        raise InputError(
+            f"config key predictor: {forecasting[0].label()} forecasts; train one with train.predictor and name it"
+        )
     return found
 
 
@@ -53,13 +58,13 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> Setting:
     """Loads model and predictor, writes or reads the benchmark, encodes prompts and forecasts their routes."""
     costs = ComputeCosts.load(config.costs) if config.clock == "virtual" else None
     model = load_model(config.model, config.dtype)
-    predictor = Predictor.load(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
-    if model.processor is None:
-        raise InputError(f"config key model: {model.path} has no tokenizer.json")
+    predictor = None
+    if config.predictor:
+        predictor = Predictor.load(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
     data, signatures = {}, {}
     for name in config.tasks:
         task = study_data.open_task(config, name, workdir)
-        data[name] = study_data.prepare(model, task, config.num_examples)
+        data[name] = study_data.prepare(model, task, config.num_examples, config.text_tokens)
         signatures[name] = study_data.signatures(model, predictor, data[name], config.batch_size)
     return Setting(
         model, predictor, data, signatures, costs, config.link, config.batch_size, config.window, config.max_wait

@@ -132,6 +132,11 @@ def main_columns(rows: Sequence[CellRow]) -> list[Column]:
             lambda row: float(row.bit_identical),
             lambda row: "same" if row.bit_identical else "differ",
         ),
+        *(
+            [_number("perplexity", "ppl", lambda row: row.perplexity, "{:.3f}")]
+            if any(r.perplexity for r in rows)
+            else []
+        ),
         _number("tokens/s", "tok/s", lambda row: row.tokens_per_second, "{:.0f}"),
         _number("over on_demand", "speed", lambda row: compare.speed_up(row, policy="on_demand"), "{:.2f}x"),
         _number("stall share", "stall", stall_share, "{:.0%}"),

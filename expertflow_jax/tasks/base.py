@@ -19,7 +19,9 @@ class Example:
       group: question type or category, for scores by group.
       cluster: what scores of this example may correlate within: the image in VQA, the question with all its
         rotations in MMBench.
-      max_new_tokens: length limit of the answer.
+      max_new_tokens: length limit of the answer; 0 under teacher forcing.
+      text: what is encoded as it stands, instead of messages.
+      input_ids: tokens given as such, instead of both.
     """
 
     id: str
@@ -29,6 +31,8 @@ class Example:
     group: str
     cluster: str
     max_new_tokens: int
+    text: str | None = None
+    input_ids: tuple[int, ...] | None = None
 
 
 class Task(Protocol):
@@ -37,11 +41,13 @@ class Task(Protocol):
     Attributes:
       name, split: of the benchmark.
       circular: an answer counts only if all examples of its cluster are right.
+      teacher_forced: nothing is generated; every next token of the example's text is foretold, the true ones given.
     """
 
     name: str
     split: str
     circular: bool
+    teacher_forced: bool
 
     def examples(self, limit: int | None = None) -> list[Example]:
         """The split's examples in order; with `limit`, at most so many (clusters that count together stay whole)."""

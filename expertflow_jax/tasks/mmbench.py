@@ -200,6 +200,7 @@ class MMBench:
 
     name = "mmbench"
     circular = True
+    teacher_forced = False
 
     def __init__(self, data_dir: Path, split: str, *, image_first: bool = False):
         from expertflow_jax.tasks.builders.mmbench import MMBenchBuilder

@@ -6,17 +6,18 @@ from pathlib import Path
 from expertflow_jax.errors import InputError
 from expertflow_jax.tasks.base import Task
 from expertflow_jax.tasks.mmbench import MMBench
+from expertflow_jax.tasks.text import Prompts, Text
 from expertflow_jax.tasks.vqa_v2 import VqaV2
 
-TASKS = {task.name: task for task in (VqaV2, MMBench)}
+TASKS = {task.name: task for task in (VqaV2, MMBench, Text, Prompts)}
 
 
 def make_task(name: str, data_dir: str | Path, split: str, *, image_first: bool = False) -> Task:
-    """Opens a task's official files under `data_dir`, prepared once through TFDS.
+    """Opens a task's files under `data_dir`; official ones are prepared once through TFDS.
 
     Args:
       name: one of TASKS.
-      data_dir: holds `vqa_v2/` or `mmbench/`; prepared data goes to `tfds/` beside them.
+      data_dir: holds `vqa_v2/`, `mmbench/`, `text/` or `prompts/`; prepared data goes to `tfds/` beside them.
       split: "train" or "val".
       image_first: see `base.user_turn`.
 

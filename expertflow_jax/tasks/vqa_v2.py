@@ -102,6 +102,7 @@ class VqaV2:
 
     name = "vqa_v2"
     circular = False
+    teacher_forced = False
 
     def __init__(self, data_dir: Path, split: str, *, image_first: bool = False):
         from expertflow_jax.tasks.builders.prepare import prepared

@@ -60,6 +60,7 @@ def row(**changes: Any) -> CellRow:
         "corrections": 0,
         "hit_rate": 1.0,
         "experts_per_batch": 31.0,
+        "perplexity": None,
         "link": "emulated(0.25,2)",
         "clock": "virtual",
         "device": "cpu",

@@ -1,0 +1,68 @@
+"""Teacher-forced scoring: one prefill, then the log-likelihood of every token given those before it.
+
+Axes: B sequences, T tokens, V vocabulary.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from expertflow_jax.inference.batching import Prompt, pad_prompts
+from expertflow_jax.inference.forecasting import Forecaster
+from expertflow_jax.inference.session import InferenceSession
+
+
+@dataclasses.dataclass
+class Scored:
+    """How well the model foretold one sequence."""
+
+    nats: np.ndarray  # float32 [T - 1], negative log-likelihood of tokens 1 and on
+    greedy: np.ndarray  # int32 [T - 1], the likeliest token at each of these places
+    last_logits: np.ndarray  # float32 [V], after the last token
+    logits_digest: str  # of the logits at every place: bit-identity in one word
+
+
+def score_batch(
+    session: InferenceSession, prompts: Sequence[Prompt], forecaster: Forecaster, *, batch_size: int | None = None
+) -> list[Scored]:
+    """Scores a batch of sequences together.
+
+    The head runs on one position of all sequences at a time: logits of B rows are what a memory plan holds.
+
+    Args:
+      session: the model and its expert cache.
+      prompts: at most `batch_size`; fewer are padded with empty sequences, so compilations stay few.
+      forecaster: horizon of the one step.
+      batch_size: B; the number of prompts by default.
+    """
+    batch = pad_prompts(session.stages.config, prompts, batch_size)
+    count = len(prompts)
+    x, deepstack = session.embed(batch)
+    sequences = session.start(batch, 0)
+    hidden = session.prefill(batch, sequences, x, deepstack, forecaster.prefill(x, batch.lengths))
+    longest = int(batch.lengths.max())
+    nats, greedy = np.zeros((count, longest), np.float32), np.zeros((count, longest), np.int32)
+    digests = [hashlib.blake2b(digest_size=16) for _ in range(count)]
+    last: list[np.ndarray] = [np.zeros(0, np.float32)] * count
+    for place in range(longest):
+        logits = session.last_logits(hidden, np.full(len(batch.lengths), place + 1, np.int32))
+        following = batch.input_ids[:, min(place + 1, batch.input_ids.shape[1] - 1)]
+        surprise, best = (np.asarray(part) for part in _judge(logits, following))
+        for row in np.flatnonzero(batch.lengths[:count] > place).tolist():
+            digests[row].update(logits[row].tobytes())
+            nats[row, place], greedy[row, place] = surprise[row], best[row]
+            if place + 1 == batch.lengths[row]:
+                last[row] = logits[row].copy()
+    inside = [slice(0, int(length) - 1) for length in batch.lengths[:count]]
+    return [Scored(nats[i, inside[i]], greedy[i, inside[i]], last[i], digests[i].hexdigest()) for i in range(count)]
+
+
+@jax.jit
+def _judge(logits: jax.Array, following: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Negative log-likelihood of tokens [B] and the likeliest ones [B], from logits [B, V]."""
+    chosen = jnp.take_along_axis(logits, following[:, None], axis=1)[:, 0]
+    return jax.nn.logsumexp(logits, axis=1) - chosen, logits.argmax(axis=1).astype(jnp.int32)

@@ -1,0 +1,49 @@
+"""A task's examples as the model reads them: through its own tokenizer, chat template and image preprocessing."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from expertflow_jax.errors import InputError
+from expertflow_jax.inference.batching import Prompt
+from expertflow_jax.processing import Processor
+from expertflow_jax.tasks.base import Example, Task
+from expertflow_jax.tasks.text import windows
+
+
+def encode_example(processor: Processor | None, example: Example) -> Prompt:
+    """An example as the model reads it: given tokens as they are, text through the tokenizer, messages through chat
+    template, tokenizer and image preprocessing of the model's own processor.
+
+    Raises:
+      InputError: the model has no tokenizer, and the example needs one.
+    """
+    if example.input_ids is not None:
+        return Prompt(np.array(example.input_ids, np.int32))
+    if processor is None:
+        raise InputError("config key model: the checkpoint has no tokenizer.json, and the task's examples are text")
+    if example.text is not None:
+        return Prompt(processor.encode(example.text).input_ids)
+    text = processor.apply_chat_template(example.messages, add_generation_prompt=True)
+    inputs = processor.encode(text, [example.image] if example.image is not None else [])
+    return Prompt(inputs.input_ids, inputs.pixel_values, inputs.image_grid_thw)
+
+
+def encode_task(
+    processor: Processor | None, task: Task, examples: Sequence[Example], text_tokens: int, vocabulary: int
+) -> tuple[list[Example], list[Prompt]]:
+    """Examples with their prompts; documents of a teacher-forced task cut into windows of `text_tokens`.
+
+    Raises:
+      InputError: no tokenizer for text, or a token outside the vocabulary.
+    """
+    prompts = [encode_example(processor, example) for example in examples]
+    if task.teacher_forced:
+        examples = windows(examples, [prompt.input_ids for prompt in prompts], text_tokens)
+        prompts = [encode_example(processor, example) for example in examples]
+    for example, prompt in zip(examples, prompts, strict=True):
+        if (highest := int(prompt.input_ids.max())) >= vocabulary:
+            raise InputError(
+                f"task {task.name!r}: example {example.id} has token {highest}, outside the vocabulary of {vocabulary}"
+            )
+    return list(examples), prompts

@@ -1,0 +1,67 @@
+"""Tasks on a user's own files: what is read, how documents are cut and scored, and clear refusals."""
+
+import numpy as np
+import pytest
+
+from expertflow_jax.errors import InputError
+from expertflow_jax.tasks.encoding import encode_task
+from expertflow_jax.tasks.registry import make_task
+
+
+def written(folder, name, *lines):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_documents_are_cut_into_windows_that_foretell_their_own_next_tokens(tmp_path):
+    ids = list(range(10))
+    task = make_task("text", written(tmp_path, "text/val.jsonl", f'{{"input_ids": {ids}}}'), "val")
+    examples, prompts = encode_task(None, task, task.examples(), 4, vocabulary=16)
+    assert [e.target for e in examples] == [[1, 2, 3], [5, 6, 7], [9]]
+    np.testing.assert_array_equal(prompts[1].input_ids, [4, 5, 6, 7])
+    assert task.score(examples[0], "1 7 3") == pytest.approx(2 / 3)
+
+
+def test_a_text_file_is_one_document(tmp_path):
+    task = make_task("text", written(tmp_path, "text/train.txt", "two", "lines"), "train")
+    (document,) = task.examples()
+    assert document.text == "two\nlines\n"
+
+
+def test_prompts_are_conversations_and_answers_are_compared_without_case_and_space(tmp_path):
+    lines = '{"prompt": "2 + 2?", "answer": "Four"}', '{"messages": [{"role": "user", "content": "Hi"}]}'
+    task = make_task("prompts", written(tmp_path, "prompts/val.jsonl", *lines), "val")
+    first, second = task.examples()
+    assert first.messages == [{"role": "user", "content": "2 + 2?"}]
+    assert task.score(first, " four ") == 1.0
+    assert task.score(first, "five") == 0.0
+    with pytest.raises(InputError, match='no "answer"'):
+        task.score(second, "Hello")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "line 1: not JSON"),
+        ("[]", "line 1: want a JSON object"),
+        ('{"text": 3}', "line 1: want either"),
+        ('{"input_ids": [1, -1]}', "line 1: want either"),
+        ("", "no lines"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, line, said):
+    task = make_task("text", written(tmp_path, "text/val.jsonl", line), "val")
+    with pytest.raises(InputError, match=said):
+        task.examples()
+
+
+def test_missing_files_tokenizers_and_foreign_tokens_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"text/val.jsonl: no such file"):
+        make_task("text", tmp_path, "val")
+    task = make_task("text", written(tmp_path, "text/val.jsonl", '{"text": "words"}'), "val")
+    with pytest.raises(InputError, match=r"no tokenizer.json"):
+        encode_task(None, task, task.examples(), 4, vocabulary=16)
+    task = make_task("text", written(tmp_path, "text/val.jsonl", '{"input_ids": [1, 99]}'), "val")
+    with pytest.raises(InputError, match="token 99, outside the vocabulary of 16"):
+        encode_task(None, task, task.examples(), 4, vocabulary=16)
