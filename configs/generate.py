@@ -20,5 +20,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.max_tokens = 512  # of prompt and answer; the memory plan holds that many
     config.max_new_tokens = 32
     config.temperature = 0.0
+    config.top_k = 0  # sample from the k likeliest; 0: from all
+    config.top_p = 1.0  # sample from the smallest set of tokens of this probability
     config.seed = 0
+    config.stop = ()  # texts that end the answer
     return config

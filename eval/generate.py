@@ -46,8 +46,17 @@ def main(invocation: cli.Invocation) -> None:
             shown = text
 
         images = [options.image] if options.image else None
-        model.generate([options.prompt], images, max_new_tokens=config.max_new_tokens, seed=config.seed,
-                       temperature=config.temperature, stream=stream)  # fmt: skip
+        model.generate(
+            [options.prompt],
+            images,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            seed=config.seed,
+            stop=config.stop,
+            stream=stream,
+        )
         stats = model.stats()
         console.print(
             f"\n{stats['tokens_per_second']:.1f} tokens/s, hit rate {stats['hit_rate']:.3f}, "

@@ -8,13 +8,14 @@ Axes: B sequences, T tokens, V vocabulary, P patches, L MoE layers, K top-k.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.inference.batching import Prompt, PromptBatch, pad_prompts
+from expertflow_jax.inference.chat import Message, encode_prompts
 from expertflow_jax.inference.forecasting import Forecaster, NoForecast, PredictedForecast
 from expertflow_jax.inference.generation import Generated, generate_batch
 from expertflow_jax.inference.loading import LoadedModel, load_model
@@ -28,9 +29,8 @@ from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.misses import make_miss_policy
 from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.predictor import Predictor
+from expertflow_jax.processing import end_token_ids
 from expertflow_jax.routing.trace import RoutingTrace
-
-Message = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Answer:
 
     Attributes:
       text: decoded, special tokens left out.
-      token_ids: without the stop token.
-      finished: met a stop token rather than `max_new_tokens`.
+      token_ids: without the stop token; with those of a stop text.
+      finished: met a stop token or text rather than `max_new_tokens`.
     """
 
     text: str
@@ -187,7 +187,7 @@ class OffloadedModel:
 
     def generate(
         self,
-        prompts: str | Sequence[str] | Sequence[Message] | Sequence[Sequence[Message]] | np.ndarray,
+        prompts: str | Sequence[str] | Sequence[Message] | Sequence[Sequence[Message]] | np.ndarray | Sequence[Any],
         images: Sequence[Any] | None = None,
         *,
         max_new_tokens: int = 32,
@@ -195,19 +195,21 @@ class OffloadedModel:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
+        stop: str | Sequence[str] = (),
         stream: Callable[[int, str], None] | None = None,
     ) -> list[Answer]:
         """Answers prompts, in batches of at most `max_batch_size`.
 
         Args:
-          prompts: text (put into the chat template as the user's turn), one conversation or several in the chat
-            format, or token ids int [B, T].
+          prompts: text (put into the chat template as the user's turn; continued as it stands if the checkpoint has
+            no template), one conversation or several in the chat format, or token ids: int [B, T] or ragged lists.
           images: for texts: one image (PIL, uint8 [H, W, 3], or path) per prompt, or None for prompts without; for
             conversations: the images of their image items, in order.
           max_new_tokens: length limit of each answer.
           temperature: 0 is greedy.
           top_k, top_p: sampling from the k likeliest, or the smallest set of probability p.
           seed: of sampling.
+          stop: texts that end an answer; they are not part of it.
           stream: called with (prompt index, text so far) as each token comes.
 
         Raises:
@@ -215,30 +217,39 @@ class OffloadedModel:
         """
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens: {max_new_tokens} is below 1")
-        encoded = self._encode(prompts, images)
         processor = self._model.processor
+        encoded = encode_prompts(processor, str(self._model.path), prompts, images)
+        stop = [stop] if isinstance(stop, str) else list(stop)
+        if stop and (processor is None or "" in stop):
+            raise InputError("stop: want texts that are not empty, and a checkpoint with tokenizer.json")
+        sampler = Sampler(temperature, top_k, top_p, seed)
         answers: list[Answer] = []
         for start in range(0, len(encoded), self._size.sequences):
             chosen = encoded[start : start + self._size.sequences]
             self._check_size(chosen, max_new_tokens)
             so_far: list[list[int]] = [[] for _ in chosen]
 
-            def on_token(row: int, token: int, start: int = start, so_far: list[list[int]] = so_far) -> None:
+            def on_token(row: int, token: int, start: int = start, so_far: list[list[int]] = so_far) -> bool:
                 so_far[row].append(token)
-                if stream is not None and processor is not None:
-                    stream(start + row, processor.decode(so_far[row]))
+                if processor is None or not (stop or stream):
+                    return False
+                text = processor.decode(so_far[row])
+                shown = _before(text, stop)
+                if stream is not None:
+                    stream(start + row, shown)
+                return shown != text
 
             generated = generate_batch(
                 self._session,
                 chosen,
                 self._forecaster(),
                 max_new_tokens=[max_new_tokens] * len(chosen),
-                stop_ids=processor.eos_token_ids if processor is not None else (),
-                sampler=Sampler(temperature, top_k, top_p, seed),
+                stop_ids=processor.eos_token_ids if processor is not None else end_token_ids(self._model.path),
+                sampler=sampler,
                 on_token=on_token,
             )
             self._tokens += sum(len(p.input_ids) for p in chosen) + sum(len(g.token_ids) for g in generated)
-            answers += [self._answer(g) for g in generated]
+            answers += [self._answer(g, stop) for g in generated]
         return answers
 
     def stats(self) -> dict[str, Any]:
@@ -274,10 +285,10 @@ class OffloadedModel:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _answer(self, generated: Generated) -> Answer:
+    def _answer(self, generated: Generated, stop: Sequence[str]) -> Answer:
         processor = self._model.processor
         text = processor.decode(generated.token_ids) if processor is not None else ""
-        return Answer(text, generated.token_ids, generated.finished)
+        return Answer(_before(text, stop), generated.token_ids, generated.finished)
 
     def _forecaster(self) -> Forecaster:
         if self._predictor is None or not self._engine.policy.uses_forecast:
@@ -309,41 +320,6 @@ class OffloadedModel:
             merge = self._model.config.vision.spatial_merge_size**2
             wanted = -(-patches // (merge * self._size.sequences))
             raise InputError(f"the images take {patches // merge} tokens; load with max_image_tokens={wanted} or more")
-
-    def _encode(self, prompts: Any, images: Sequence[Any] | None) -> list[Prompt]:
-        if isinstance(prompts, np.ndarray):
-            if prompts.ndim != 2 or not np.issubdtype(prompts.dtype, np.integer):
-                raise InputError(f"input_ids: want integers [B, T], got {prompts.dtype} {prompts.shape}")
-            return [Prompt(row.astype(np.int32)) for row in prompts]
-        processor = self._model.processor
-        if processor is None:
-            raise InputError(f"{self._model.path} has no tokenizer.json; pass token ids instead of text")
-        if isinstance(prompts, str):
-            prompts = [prompts]
-        if len(prompts) == 0:
-            raise InputError("generate: no prompts")
-        given = list(images) if images is not None else []
-        found = []
-        if isinstance(prompts[0], str):
-            if given and len(given) != len(prompts):
-                raise InputError(f"generate: {len(given)} images for {len(prompts)} prompts; give one each, or None")
-            for text, image in zip(prompts, given or [None] * len(prompts), strict=True):
-                content = [{"type": "text", "text": text}] + ([{"type": "image"}] if image is not None else [])
-                found.append(([{"role": "user", "content": content}], [] if image is None else [image]))
-        else:
-            conversations = [prompts] if isinstance(prompts[0], Mapping) else list(prompts)
-            rest = iter(given)
-            for messages in conversations:
-                contents = [m["content"] for m in messages if not isinstance(m["content"], str)]
-                places = sum(item.get("type") == "image" for content in contents for item in content)
-                found.append((list(messages), [image for _, image in zip(range(places), rest, strict=False)]))
-            if left := len(list(rest)):
-                raise InputError(f"generate: {left} images more than the conversations have places for")
-        encoded = []
-        for messages, own in found:
-            inputs = processor.encode(processor.apply_chat_template(messages, add_generation_prompt=True), own)
-            encoded.append(Prompt(inputs.input_ids, inputs.pixel_values, inputs.image_grid_thw))
-        return encoded
 
     def _split(self, input_ids, attention_mask, pixel_values, image_grid_thw) -> list[Prompt]:
         """One `Prompt` per row of right-padded arrays."""
@@ -382,3 +358,8 @@ def _roomiest(planned: Callable[[int], tuple[RequestSize, MemoryPlan]]) -> tuple
             if everything or 2 * plan.slots * plan.expert_bytes >= plan.total_bytes - plan.dense_bytes:
                 return size, plan
     return planned(1)
+
+
+def _before(text: str, stop: Sequence[str]) -> str:
+    """What stands before the first of the stop texts."""
+    return text[: min((place for mark in stop if (place := text.find(mark)) >= 0), default=len(text))]

@@ -91,6 +91,24 @@ def test_streaming_shows_the_text_so_far(resident):
     assert len(seen) == len(answer.token_ids)
 
 
+def test_a_stop_text_ends_the_answer_and_is_no_part_of_it(resident):
+    item = next(i for i in ITEMS if len(i.answer.split()) > 1)
+    (whole,) = resident.generate([item.question], [item.image], max_new_tokens=4)
+    second = whole.text.split()[1]
+    (cut,) = resident.generate([item.question], [item.image], max_new_tokens=4, stop=second)
+    assert cut.text.strip() == whole.text.split()[0]
+    assert cut.finished
+    assert len(cut.token_ids) <= len(whole.token_ids)
+
+
+def test_ragged_token_ids_are_answered_as_each_alone(resident):
+    rng = np.random.default_rng(0)
+    ragged = [rng.integers(20, 60, size=n).tolist() for n in (9, 3, 5)]
+    together = resident.generate(ragged, max_new_tokens=3)
+    alone = [resident.generate(np.array([ids]), max_new_tokens=3)[0] for ids in ragged]
+    assert [a.token_ids for a in together] == [a.token_ids for a in alone]
+
+
 def test_sampling_is_a_function_of_its_seed(resident):
     def sample(seed):
         return resident.generate("What is this?", max_new_tokens=6, temperature=2.0, top_k=20, top_p=0.9, seed=seed)

@@ -22,7 +22,7 @@ class Generated:
     token_ids: list[int]  # without the stop token
     first_logits: np.ndarray  # float32 [V], of the first answer token
     logits_digest: str  # of the logits of every answered token, the stop token's too: bit-identity in one word
-    finished: bool  # met a stop token rather than the length limit
+    finished: bool  # met a stop token (or `on_token` said so) rather than the length limit
 
 
 def generate_batch(
@@ -34,7 +34,7 @@ def generate_batch(
     stop_ids: Collection[int],
     sampler: Sampler | None = None,
     batch_size: int | None = None,
-    on_token: Callable[[int, int], None] | None = None,
+    on_token: Callable[[int, int], bool] | None = None,
 ) -> list[Generated]:
     """Answers a batch of prompts together.
 
@@ -46,7 +46,7 @@ def generate_batch(
       stop_ids: token ids that end an answer.
       sampler: greedy by default.
       batch_size: B; the number of prompts by default.
-      on_token: called with (sequence, token id) as tokens are chosen, for streaming.
+      on_token: called with (sequence, token id) as tokens are chosen, for streaming; true ends the sequence.
     """
     sampler = sampler or Sampler()
     batch = pad_prompts(session.stages.config, prompts, batch_size)
@@ -72,8 +72,8 @@ def generate_batch(
                 finished[i], active[i] = True, False
                 continue
             answers[i].append(token)
-            if on_token is not None:
-                on_token(int(i), token)
+            if on_token is not None and on_token(i, token):
+                finished[i], active[i] = True, False
             if len(answers[i]) >= max_new_tokens[i]:
                 active[i] = False
         if not active.any():

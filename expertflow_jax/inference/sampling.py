@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from expertflow_jax.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
@@ -13,6 +15,16 @@ class Sampler:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a number that cannot be meant."""
+        for name, good, wanted in (
+            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
+            ("top_k", self.top_k >= 0, "0 (all) or more"),
+            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+        ):
+            if not good:
+                raise InputError(f"{name}: {getattr(self, name)} should be {wanted}")
 
     def choose(self, logits: np.ndarray, step: int) -> np.ndarray:
         """Next token ids int32 [B] from float32 logits [B, V]; `step` makes each step's randomness its own."""

@@ -27,7 +27,7 @@ from expertflow_jax.predictor.recording import Recorder, is_recorded, record
 from expertflow_jax.predictor.runtime import Predictor
 from expertflow_jax.predictor.storage import save_predictor
 from expertflow_jax.predictor.training import TrainingConfig, train_predictor
-from expertflow_jax.processing import Processor
+from expertflow_jax.processing import Processor, end_token_ids
 from expertflow_jax.routing.fingerprint import fingerprint_of
 from expertflow_jax.routing.trace_set import TraceSet
 from expertflow_jax.tasks.base import Example, Task
@@ -86,7 +86,7 @@ def record_all(config: ml_collections.ConfigDict, path: Path, workdir: Path) -> 
     _, dense, _ = checkpoints.load_dense_and_experts(path, jnp.float32)
     fingerprint = fingerprint_of(dense.config, dense)
     processor = Processor.from_directory(path) if (path / "tokenizer.json").exists() else None
-    end_ids = processor.eos_token_ids if processor is not None else ()
+    end_ids = processor.eos_token_ids if processor is not None else end_token_ids(path)
     vocabulary = dense.config.text.vocab_size
     sources = {
         name: {

@@ -85,9 +85,19 @@ class Processor:
             for key, value in settings.items()
             if key.endswith("_token") and isinstance(value, str | dict)
         }
-        ends = _end_tokens(_optional(path / "generation_config.json"), config, special, tokenizer)
+        ends = end_token_ids(path, tokenizer, special.get("eos_token"))
         template = _template(path, settings)
         return cls(tokenizer, template, images, image_token, ends, special, str(path))
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the checkpoint has a chat template; base models have none."""
+        return self._template is not None
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether prompts may hold images."""
+        return self._images is not None
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
         """The prompt of a conversation.
@@ -107,12 +117,13 @@ class Processor:
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise InputError(f"{self._where}: the chat template refuses these messages: {error}") from error
 
-    def encode(self, text: str, images: Sequence[Any] = ()) -> Inputs:
+    def encode(self, text: str, images: Sequence[Any] = (), add_special_tokens: bool = True) -> Inputs:
         """Token ids, and patches of the images, whose placeholders in the text are expanded in order.
 
         Args:
           text: as `apply_chat_template` gives it.
           images: paths, PIL images or uint8 [H, W, 3].
+          add_special_tokens: the tokenizer's own first and last tokens; a chat template writes them itself.
 
         Raises:
           InputError: another number of images than placeholders, or an image that is none.
@@ -121,7 +132,7 @@ class Processor:
         if places != len(images):
             raise InputError(f"the prompt has {places} image placeholders, {len(images)} images were given")
         if not images:
-            return Inputs(self._ids(text))
+            return Inputs(self._ids(text, add_special_tokens))
         if self._images is None or self._image_token is None:
             raise InputError(f"{self._where}: no preprocessor_config.json; this model takes no images")
         made = [self._images(image) for image in images]
@@ -130,14 +141,14 @@ class Processor:
         for (_, grid), following in zip(made, rest, strict=True):
             first += self._image_token * (int(grid.prod()) // merged) + following
         grids = np.stack([grid for _, grid in made])
-        return Inputs(self._ids(first), np.concatenate([patches for patches, _ in made]), grids)
+        return Inputs(self._ids(first, add_special_tokens), np.concatenate([patches for patches, _ in made]), grids)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
-    def _ids(self, text: str) -> np.ndarray:
-        return np.array(self._tokenizer.encode(text).ids, np.int32)
+    def _ids(self, text: str, add_special_tokens: bool) -> np.ndarray:
+        return np.array(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids, np.int32)
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -163,13 +174,12 @@ def _template(path: Path, settings: Mapping[str, Any]) -> str | None:
     return found
 
 
-def _end_tokens(
-    generation: Mapping[str, Any], config: Mapping[str, Any], special: Mapping[str, str], tokenizer: Tokenizer
-) -> tuple[int, ...]:
-    """Generation config first, then the tokenizer's, then the model config, as transformers looks."""
-    found = generation.get("eos_token_id")
-    if found is None and "eos_token" in special:
-        found = tokenizer.token_to_id(special["eos_token"])
+def end_token_ids(path: Path, tokenizer: Tokenizer | None = None, eos_token: str | None = None) -> tuple[int, ...]:
+    """Tokens that end an answer: by generation_config.json, then the tokenizer's, then config.json, as transformers
+    looks."""
+    found, config = _optional(path / "generation_config.json").get("eos_token_id"), _optional(path / "config.json")
+    if found is None and tokenizer is not None and eos_token is not None:
+        found = tokenizer.token_to_id(eos_token)
     if found is None:
         found = config.get("eos_token_id", config.get("text_config", {}).get("eos_token_id"))
     if found is None:

@@ -29,7 +29,7 @@ from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.misses import make_miss_policy
 from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.predictor import Predictor
-from expertflow_jax.processing import Processor
+from expertflow_jax.processing import Processor, end_token_ids
 from expertflow_jax.scheduling import Scheduler, make_scheduler
 from expertflow_jax.simulation.costs import ComputeCosts
 from expertflow_jax.study.data import TaskData, forecast_prompts
@@ -195,7 +195,7 @@ def _answers(
         prompts,
         forecaster,
         max_new_tokens=limits,
-        stop_ids=processor.eos_token_ids if processor is not None else (),
+        stop_ids=processor.eos_token_ids if processor is not None else end_token_ids(setting.model.path),
         batch_size=setting.batch_size,
     )
     return [(_text(processor, answer.token_ids), answer.first_logits, answer.logits_digest) for answer in generated]

@@ -25,7 +25,8 @@ def encode_example(processor: Processor | None, example: Example) -> Prompt:
     if example.text is not None:
         return Prompt(processor.encode(example.text).input_ids)
     text = processor.apply_chat_template(example.messages, add_generation_prompt=True)
-    inputs = processor.encode(text, [example.image] if example.image is not None else [])
+    images = [example.image] if example.image is not None else []
+    inputs = processor.encode(text, images, add_special_tokens=False)  # the template writes them
     return Prompt(inputs.input_ids, inputs.pixel_values, inputs.image_grid_thw)
 
 
