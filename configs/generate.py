@@ -1,6 +1,6 @@
 """One answer from the committed model with half of its experts' memory.
 
-python -m eval.generate --config=configs/generate.py --prompt="Read the top row." --image=scene.png
+python -m eval.generate --config=configs/generate.py --prompt="What is the largest digit?" --image=scene.png
 """
 
 import ml_collections
@@ -18,6 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.miss_policy = "wait"
     config.link = "direct"
     config.max_tokens = 512  # of prompt and answer; the memory plan holds that many
+    config.max_image_tokens = 64  # of the prompt's images
     config.max_new_tokens = 32
     config.temperature = 0.0
     config.top_k = 0  # sample from the k likeliest; 0: from all

@@ -1,10 +1,11 @@
 """Answers one prompt with a model under a memory budget, streaming tokens, and says what it cost.
 
-python -m eval.generate --config=configs/generate.py --prompt="Read the top row." --image=scene.png
+python -m eval.generate --config=configs/generate.py --prompt="What is the largest digit?" --image=scene.png
 """
 
 import argparse
 import sys
+import time
 
 from expertflow_jax import cli
 
@@ -32,18 +33,21 @@ def main(invocation: cli.Invocation) -> None:
         link=config.link,
         max_batch_size=1,
         max_tokens=config.max_tokens,
+        max_image_tokens=config.max_image_tokens,
     ) as model:
-        console = Console(highlight=False)
+        console = Console(highlight=False, soft_wrap=True)
         for part, size in model.memory_plan().describe():
             console.print(f"{part:<28} {format_bytes(size)}")
         if invocation.dry_run:
             return
         shown = ""
+        moments = [time.perf_counter()]
 
         def stream(_: int, text: str) -> None:
             nonlocal shown
             console.print(text[len(shown) :], end="")
             shown = text
+            moments.append(time.perf_counter())
 
         images = [options.image] if options.image else None
         model.generate(
@@ -58,8 +62,12 @@ def main(invocation: cli.Invocation) -> None:
             stream=stream,
         )
         stats = model.stats()
+        # The first two tokens come with compilation: of the prefill's stages, then of a decode step's.
+        speed = f"first token after {moments[1] - moments[0]:.1f} s" if len(moments) > 1 else "no token"
+        if len(moments) > 3:
+            speed += f", then {(len(moments) - 3) / (moments[-1] - moments[2]):.1f} tokens/s"
         console.print(
-            f"\n{stats['tokens_per_second']:.1f} tokens/s, hit rate {stats['hit_rate']:.3f}, "
+            f"\n{speed}, hit rate {stats['hit_rate']:.3f}, "
             f"{format_bytes(stats['bytes_transferred'])} moved, peak {format_bytes(stats['peak_device_bytes'])}"
         )
 

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from expertflow_jax.tasks.digit_scenes.items import make_items
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -21,6 +24,18 @@ def test_two_commands_open_the_readme():
     assert tests.endswith("-m pytest")
     assert "\n" not in study
     assert "\n" not in tests
+
+
+def test_the_example_runs(tmp_path):
+    code = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[0]
+    image = tmp_path / "scene.png"
+    Image.fromarray(make_items("val", 1, seed=0)[0].image).save(image)
+    code = re.sub(r'image = ".*"', f"image = {str(image)!r}", code)
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    plan, answer, stats = found.stdout.splitlines()
+    assert "expert slots" in plan
+    assert 1 <= len(answer.split()) <= 3
+    assert "hit_rate" in stats
 
 
 def test_ci_runs_the_test_command_of_the_readme():
