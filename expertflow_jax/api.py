@@ -115,9 +115,9 @@ class OffloadedModel:
         forecaster = None
         if predictor is not None:
             forecaster = Predictor.load(locate(predictor, "predictor"), expect_fingerprint=model.fingerprint)
-        text, merge = model.config.text, model.config.vision.spatial_merge_size**2
-        tokens = min(max_tokens, text.max_position_embeddings)
-        image = min(max_image_tokens, tokens) * merge
+        vision = model.config.vision
+        tokens = min(max_tokens, model.config.text.max_position_embeddings)
+        image = 0 if vision is None else vision.most_patches(min(max_image_tokens, tokens))
 
         def planned(sequences: int) -> tuple[RequestSize, MemoryPlan]:
             size = RequestSize(sequences, tokens, 0, image * sequences, image)
@@ -316,10 +316,11 @@ class OffloadedModel:
             )
             raise InputError(f"prompt and answer take up to {longest} tokens of {self._size.prompt_tokens}; {remedy}")
         patches = sum(len(p.pixel_values) for p in prompts if p.pixel_values is not None)
-        if patches > self._size.patches:
-            merge = self._model.config.vision.spatial_merge_size**2
-            wanted = -(-patches // (merge * self._size.sequences))
-            raise InputError(f"the images take {patches // merge} tokens; load with max_image_tokens={wanted} or more")
+        vision = self._model.config.vision
+        if vision is not None and patches > self._size.patches:
+            images = vision.image_tokens(np.array(patches))
+            wanted = -(-images // self._size.sequences)
+            raise InputError(f"the images take {images} tokens; load with max_image_tokens={wanted} or more")
 
     def _split(self, input_ids, attention_mask, pixel_values, image_grid_thw) -> list[Prompt]:
         """One `Prompt` per row of right-padded arrays."""
@@ -329,17 +330,19 @@ class OffloadedModel:
         mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
         if mask.shape != ids.shape or (np.diff(mask.astype(int), axis=1) > 0).any() or not mask[:, 0].all():
             raise InputError("attention_mask: want the shape of input_ids, and ones before zeros (pad on the right)")
-        grids = None if image_grid_thw is None else np.asarray(image_grid_thw)
-        merge = self._model.config.vision.spatial_merge_size**2
+        rows = [row[valid].astype(np.int32) for row, valid in zip(ids, mask, strict=True)]
+        if image_grid_thw is None or pixel_values is None:
+            return [Prompt(own) for own in rows]
+        config: Any = self._model.config
+        if config.vision is None:
+            raise InputError("pixel_values: the model takes no images")
+        grids = np.asarray(image_grid_thw)
         prompts, image, patch = [], 0, 0
-        for row, valid in zip(ids, mask, strict=True):
-            own = row[valid].astype(np.int32)
-            if grids is None or pixel_values is None:
-                prompts.append(Prompt(own))
-                continue
-            places = int((own == self._model.config.image_token_id).sum()) * merge
+        for own in rows:
+            places = int((own == config.image_token_id).sum())
             first, begin = image, patch
-            while image < len(grids) and patch - begin < places:
+            while image < len(grids) and places > 0:
+                places -= config.vision.image_tokens(grids[image])
                 patch += int(np.prod(grids[image]))
                 image += 1
             if patch == begin:

@@ -15,7 +15,7 @@ from expertflow_jax.checkpoints import load_model as load_module
 from expertflow_jax.inference.batching import Prompt, PromptBatch, pad_prompts
 from expertflow_jax.inference.loading import LoadedModel, load_model
 from expertflow_jax.inference.session import InferenceSession
-from expertflow_jax.models.qwen3_vl_moe import ForwardOutput, Qwen3VLMoe
+from expertflow_jax.models.causal_lm import CausalLM, ForwardOutput
 from expertflow_jax.offload.clock import VirtualClock
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.misses import make_miss_policy
@@ -43,24 +43,23 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - wide) / np.linalg.norm(wide))
 
 
-def padded(model: LoadedModel | Qwen3VLMoe, arrays: Arrays) -> PromptBatch:
+def padded(model: LoadedModel | CausalLM, arrays: Arrays) -> PromptBatch:
     """The batch as our runtime lays it out, each image with its prompt."""
     config = model.config
-    merge = config.vision.spatial_merge_size
     grids, pixels = arrays["image_grid_thw"], arrays["pixel_values"]
     prompts, image, patch = [], 0, 0
     for row, length in zip(arrays["input_ids"], arrays["lengths"], strict=True):
         ids = row[:length].astype(np.int32)
-        left, first, first_patch = int((ids == config.image_token_id).sum()), image, patch
+        left = 0 if config.vision is None else int((ids == config.image_token_id).sum())
+        first, first_patch = image, patch
         while left > 0:
-            patches = int(grids[image].prod())
-            left -= patches // merge**2
-            image, patch = image + 1, patch + patches
+            left -= config.vision.image_tokens(grids[image])
+            image, patch = image + 1, patch + int(grids[image].prod())
         prompts.append(Prompt(ids, pixels[first_patch:patch], grids[first:image]) if image > first else Prompt(ids))
     return pad_prompts(config, prompts)
 
 
-def check_positions(model: LoadedModel | Qwen3VLMoe, arrays: Arrays) -> None:
+def check_positions(model: LoadedModel | CausalLM, arrays: Arrays) -> None:
     """M-RoPE positions of the prompts and where decoding goes on."""
     batch = padded(model, arrays)
     width = arrays["input_ids"].shape[1]
@@ -69,14 +68,14 @@ def check_positions(model: LoadedModel | Qwen3VLMoe, arrays: Arrays) -> None:
 
 
 @nnx.jit
-def _fused(module: Qwen3VLMoe, batch: dict) -> ForwardOutput:
+def _fused(module: CausalLM, batch: dict) -> ForwardOutput:
     embeds = deepstack = None
     if batch["pixels"] is not None:
         embeds, deepstack = module.vision_stage(batch["pixels"], batch["where"])
     return module.forward(batch["ids"], batch["positions"], batch["lengths"], embeds, deepstack, batch["image_index"])
 
 
-def check_forward(module: Qwen3VLMoe, arrays: Arrays) -> float:
+def check_forward(module: CausalLM, arrays: Arrays) -> float:
     """The fused forward: same experts of every token, logits and router logits within TOLERANCE. Returns the error."""
     batch = padded(module, arrays)
     out = _fused(

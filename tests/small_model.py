@@ -7,8 +7,8 @@ from flax import nnx
 
 from expertflow_jax.inference.batching import Prompt
 from expertflow_jax.inference.stages import Stages
-from expertflow_jax.models.experts import ExpertLayout
-from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe, Qwen3VLMoeConfig, TextConfig, VisionConfig
+from expertflow_jax.models.decoder_config import DecoderConfig
+from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe, Qwen3VLMoeConfig, VisionConfig
 from expertflow_jax.offload.store import ExpertStore
 
 IMAGE, VIDEO, START, END = 1, 2, 3, 4
@@ -27,6 +27,7 @@ def small_config(**text) -> Qwen3VLMoeConfig:
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 12,
         "intermediate_size": 24,
+        "qk_norm": "head",
         "mrope_section": (2, 1, 1),
         "rope_theta": 10_000.0,
         "max_position_embeddings": 128,
@@ -43,7 +44,7 @@ def small_config(**text) -> Qwen3VLMoeConfig:
         deepstack_visual_indexes=(0,),
     )
     return Qwen3VLMoeConfig(
-        TextConfig(**(values | text)),
+        DecoderConfig(**(values | text)),
         vision,
         image_token_id=IMAGE,
         video_token_id=VIDEO,
@@ -57,7 +58,7 @@ def served(config: Qwen3VLMoeConfig, seed: int = 0) -> tuple[Stages, ExpertStore
     module = Qwen3VLMoe(config, rngs=nnx.Rngs(seed))
     text = config.text
     layers = [i for i in range(text.num_hidden_layers) if text.is_moe(i)]
-    layout = ExpertLayout(text.hidden_size, text.moe_intermediate_size, jnp.float32)
+    layout = text.expert_layout(jnp.float32)
     store = ExpertStore(layout, len(layers), text.num_experts)
     for number, layer in enumerate(layers):
         gate_up, down = np.asarray(module.experts[layer].gate_up[...]), np.asarray(module.experts[layer].down[...])

@@ -49,8 +49,9 @@ class TensorFiles:
             weights = read_json(directory / INDEX).get("weight_map")
             if not isinstance(weights, dict) or not weights:
                 raise InputError(f"{directory / INDEX}: no weight_map; download it again")
+            held = {str(file): set(self._open(str(file)).keys()) for file in set(map(str, weights.values()))}
             for tensor, file in weights.items():
-                if tensor not in set(self._open(str(file)).keys()):
+                if tensor not in held[str(file)]:
                     raise InputError(f"{directory / INDEX}: says that {file} holds {tensor}, which it does not")
                 self._file_of[tensor] = str(file)
         else:

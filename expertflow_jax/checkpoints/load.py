@@ -12,34 +12,34 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from expertflow_jax.checkpoints import qwen3_vl_moe as table
+from expertflow_jax.checkpoints.families import FAMILIES, Family, family_of
 from expertflow_jax.checkpoints.files import TensorFiles, read_json
+from expertflow_jax.checkpoints.names import StoredExperts
 from expertflow_jax.errors import InputError
-from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe, Qwen3VLMoeConfig
+from expertflow_jax.models.causal_lm import CausalLM, ModelConfig
 
-FAMILIES = {"qwen3_vl_moe": (Qwen3VLMoeConfig, Qwen3VLMoe, table)}
 DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float32}
 SHOWN = 6  # names listed of each kind of error
 
 Experts = Iterator[tuple[int, int, np.ndarray, np.ndarray]]
 
 
-def read_config(path: Path) -> Qwen3VLMoeConfig:
+def read_config(path: Path) -> ModelConfig:
     """The config of a checkpoint directory.
 
     Raises:
       InputError: no config.json, or a model type that is not supported.
     """
     values = read_json(path / "config.json")
-    family = values.get("model_type")
-    if family not in FAMILIES:
+    kind = values.get("model_type")
+    if kind not in FAMILIES:
         raise InputError(
-            f"{path / 'config.json'}: model_type {family!r} is not supported; supported: {', '.join(sorted(FAMILIES))}"
+            f"{path / 'config.json'}: model_type {kind!r} is not supported; supported: {', '.join(sorted(FAMILIES))}"
         )
-    return FAMILIES[family][0].from_hf(values)
+    return FAMILIES[kind].config.from_hf(values)
 
 
-def load_dense_and_experts(path: str | Path, dtype: Any = None) -> tuple[Qwen3VLMoeConfig, Qwen3VLMoe, Experts]:
+def load_dense_and_experts(path: str | Path, dtype: Any = None) -> tuple[ModelConfig, CausalLM, Experts]:
     """Loads everything but the experts, which come as an iterator.
 
     Args:
@@ -56,13 +56,15 @@ def load_dense_and_experts(path: str | Path, dtype: Any = None) -> tuple[Qwen3VL
     """
     path = Path(path)
     config = read_config(path)
+    family = family_of(config)
+    table = family.names
     files = TensorFiles(path)
-    abstract = nnx.eval_shape(lambda: Qwen3VLMoe(config, rngs=nnx.Rngs(0), with_experts=False))
+    abstract = nnx.eval_shape(lambda: family.module(config, rngs=nnx.Rngs(0), with_experts=False))
     flat = list(nnx.to_flat_state(nnx.state(abstract)))
-    layouts = _check(path, config, files, [(p, tuple(leaf.shape)) for p, leaf in flat])
+    stored = _check(path, family, config, files, [(p, tuple(leaf.shape)) for p, leaf in flat])
     if dtype is None:
         dtype = DTYPES[files.dtype(table.hf_name(("embed_tokens", "embedding")))]
-    module = nnx.eval_shape(lambda: Qwen3VLMoe(config, rngs=nnx.Rngs(0), dtype=dtype, with_experts=False))
+    module = nnx.eval_shape(lambda: family.module(config, rngs=nnx.Rngs(0), dtype=dtype, with_experts=False))
     values = {
         p: jnp.array(table.from_hf(p, files.read(table.hf_name(p))), dtype=leaf.dtype)
         for p, leaf in nnx.to_flat_state(nnx.state(module))
@@ -72,25 +74,24 @@ def load_dense_and_experts(path: str | Path, dtype: Any = None) -> tuple[Qwen3VL
     if broken:
         raise InputError(f"{path}: {len(broken)} tensors hold NaN or infinity: {_some(broken)}")
     nnx.update(module, nnx.from_flat_state(values))
-    return config, module, _experts(config, files, layouts, np.dtype(dtype))
+    return config, module, _experts(config, files, stored, np.dtype(dtype))
 
 
-def load_model(path: str | Path, dtype: Any = None) -> Qwen3VLMoe:
+def load_model(path: str | Path, dtype: Any = None) -> CausalLM:
     """The whole module, experts included; arguments and errors as `load_dense_and_experts`."""
     config, dense, experts = load_dense_and_experts(path, dtype)
-    text = config.text
-    module = nnx.eval_shape(lambda: Qwen3VLMoe(config, rngs=nnx.Rngs(0), dtype=dense.dtype))
-    state = dict(nnx.to_flat_state(nnx.state(dense)))
-    layers = [i for i in range(text.num_hidden_layers) if text.is_moe(i)]
-    e, d, f = text.num_experts, text.hidden_size, text.moe_intermediate_size
-    gate_up = np.zeros((len(layers), e, d, 2 * f), np.dtype(dense.dtype))
-    down = np.zeros((len(layers), e, f, d), np.dtype(dense.dtype))
-    for layer, expert, first, second in experts:
-        gate_up[layer, expert], down[layer, expert] = first, second
-    values = {p: leaf[...] for p, leaf in state.items()}
-    for number, layer in enumerate(layers):
-        values["experts", layer, "gate_up"] = jnp.array(gate_up[number])
-        values["experts", layer, "down"] = jnp.array(down[number])
+    family, layers = family_of(config), config.text.moe_layers
+    module = nnx.eval_shape(lambda: family.module(config, rngs=nnx.Rngs(0), dtype=dense.dtype))
+    stacked = {
+        (layer, part): np.zeros(getattr(module.experts[layer], part).shape, np.dtype(dense.dtype))
+        for layer in layers
+        for part in ("gate_up", "down")
+    }
+    for number, expert, gate_up, down in experts:
+        stacked[layers[number], "gate_up"][expert] = gate_up
+        stacked[layers[number], "down"][expert] = down
+    values = {p: leaf[...] for p, leaf in nnx.to_flat_state(nnx.state(dense))}
+    values |= {("experts", *where): jnp.array(array) for where, array in stacked.items()}
     nnx.update(module, nnx.from_flat_state(values))
     return module
 
@@ -100,31 +101,28 @@ def _some(names: list[str]) -> str:
 
 
 def _check(
-    path: Path, config: Qwen3VLMoeConfig, files: TensorFiles, dense: list[tuple[tuple, tuple[int, ...]]]
-) -> dict[int, bool]:
-    """Compares names and shapes with the config; returns per layer whether its experts are stored transposed."""
+    path: Path, family: Family, config: ModelConfig, files: TensorFiles, dense: list[tuple[tuple, tuple[int, ...]]]
+) -> dict[int, StoredExperts]:
+    """Compares names and shapes with the config; returns per MoE layer how its experts are stored."""
+    table = family.names
     expected = {table.hf_name(p): table.hf_shape(config, p, shape) for p, shape in dense}
+    stored: dict[int, StoredExperts] = {}
+    for layer in config.text.moe_layers:
+        ways = {way: way.shapes(config, layer) for way in table.experts}
+        # The way that fits, or else the one that the files come closest to.
+        stored[layer] = max(ways, key=lambda way: _fitting(files, ways[way]))
+        expected |= ways[stored[layer]]
     missing = sorted(name for name in expected if name not in files.names)
     misshaped = [
         f"{name} is {files.shape(name)}, the config says {shape}"
         for name, shape in sorted(expected.items())
         if name in files.names and files.shape(name) != shape
     ]
-    layouts: dict[int, bool] = {}
-    hub, transposed = table.expert_shapes(config)
-    for layer in (i for i in range(config.text.num_hidden_layers) if config.text.is_moe(i)):
-        names = table.expert_names(layer)
-        absent = [name for name in names if name not in files.names]
-        missing += absent
-        expected |= dict.fromkeys(names, ())
-        if absent:
-            continue
-        found = tuple(files.shape(name) for name in names)
-        if found not in (hub, transposed):
-            misshaped.append(f"{names[0]}, down_proj are {found}, the config says {hub} or {transposed}")
-        layouts[layer] = found == transposed
-    # A tied head may be stored all the same.
-    unexpected = sorted(files.names - set(expected) - ({"lm_head.weight"} if config.tie_word_embeddings else set()))
+    # A tied head may be stored all the same; old files hold rotary frequencies, which follow from the config.
+    spare = {f"{table.head}.weight"} if config.tie_word_embeddings else set()
+    unexpected = sorted(
+        name for name in files.names - set(expected) - spare if not name.endswith(".rotary_emb.inv_freq")
+    )
     problems = [
         f"{len(found)} {kind}: {_some(found)}"
         for kind, found in (("missing", missing), ("unexpected", unexpected), ("of the wrong shape", misshaped))
@@ -132,16 +130,20 @@ def _check(
     ]
     if problems:
         raise InputError(f"{path}: tensors do not fit config.json: {'; '.join(problems)}")
-    return layouts
+    return stored
 
 
-def _experts(config: Qwen3VLMoeConfig, files: TensorFiles, layouts: dict[int, bool], dtype: np.dtype) -> Experts:
-    for number, (layer, transposed) in enumerate(sorted(layouts.items())):
-        gate_up_name, down_name = table.expert_names(layer)
+def _fitting(files: TensorFiles, shapes: dict[str, tuple[int, ...]]) -> tuple[bool, int, int]:
+    """Whether all tensors fit; how many are there at all, and of the right shape."""
+    there = [name for name in shapes if name in files.names]
+    right = sum(files.shape(name) == shapes[name] for name in there)
+    return right == len(shapes), len(there), right
+
+
+def _experts(config: ModelConfig, files: TensorFiles, stored: dict[int, StoredExperts], dtype: np.dtype) -> Experts:
+    for number, (layer, way) in enumerate(sorted(stored.items())):
         for expert in range(config.text.num_experts):
-            gate_up, down = files.read(gate_up_name, expert), files.read(down_name, expert)
-            if transposed:
-                gate_up, down = gate_up.T, down.T
+            gate_up, down = way.read(files, layer, expert)
             yield number, expert, gate_up.astype(dtype), down.astype(dtype)
 
 

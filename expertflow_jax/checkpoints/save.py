@@ -9,14 +9,14 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from expertflow_jax.checkpoints import qwen3_vl_moe as table
+from expertflow_jax.checkpoints.families import family_of
 from expertflow_jax.checkpoints.files import INDEX, SINGLE
-from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe, Qwen3VLMoeConfig
+from expertflow_jax.models.causal_lm import CausalLM, ModelConfig
 
 SHARD_BYTES = 5 * 10**9
 
 
-def save_hf(directory: str | Path, config: Qwen3VLMoeConfig, module: Qwen3VLMoe, dtype: Any) -> None:
+def save_hf(directory: str | Path, config: ModelConfig, module: CausalLM, dtype: Any) -> None:
     """Writes config.json and model.safetensors (several shards with an index above SHARD_BYTES).
 
     Args:
@@ -27,16 +27,19 @@ def save_hf(directory: str | Path, config: Qwen3VLMoeConfig, module: Qwen3VLMoe,
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     dtype = np.dtype(dtype)
+    table = family_of(config).names
     tensors: dict[str, np.ndarray] = {}
+    experts: dict[int, dict[str, np.ndarray]] = {}
     for path, leaf in nnx.to_flat_state(nnx.state(module)):
         array = np.asarray(jax.device_get(leaf[...])).astype(dtype)
         if path[0] == "experts":
-            gate_up_name, down_name = table.expert_names(int(str(path[1])))
-            name = gate_up_name if path[-1] == "gate_up" else down_name
-            tensors[name] = np.ascontiguousarray(array.swapaxes(1, 2))
+            experts.setdefault(int(str(path[1])), {})[str(path[-1])] = array
         else:
-            tensors[table.hf_name(path)] = np.ascontiguousarray(table.to_hf(config, path, array))
-    values = config.to_hf() | {"dtype": str(dtype), "architectures": ["Qwen3VLMoeForConditionalGeneration"]}
+            tensors[table.hf_name(path)] = table.to_hf(config, path, array)
+    for layer, parts in experts.items():
+        tensors |= table.experts[0].write(layer, parts["gate_up"], parts["down"])
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    values = config.to_hf() | {"dtype": str(dtype)}
     (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n")
     _write(directory, tensors)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.models import qwen3_vl_moe
+from expertflow_jax.models.causal_lm import ModelConfig
 
 TOKEN_BUCKET = 8
 
@@ -43,11 +43,11 @@ class PromptBatch:
     image_index: np.ndarray | None  # int32 [B, T], which image token, -1 for text
 
 
-def pad_prompts(config: Any, prompts: Sequence[Prompt], batch_size: int | None = None) -> PromptBatch:
+def pad_prompts(config: ModelConfig, prompts: Sequence[Prompt], batch_size: int | None = None) -> PromptBatch:
     """Pads prompts to a common bucketed length, and to `batch_size` with empty sequences (length 0).
 
     Raises:
-      InputError: a prompt is longer than the model's context.
+      InputError: a prompt is longer than the model's context, or its images do not fit it or the model.
     """
     size = max(len(prompts), batch_size or 0)
     longest = max(len(p.input_ids) for p in prompts)
@@ -61,12 +61,12 @@ def pad_prompts(config: Any, prompts: Sequence[Prompt], batch_size: int | None =
         lengths[i] = len(prompt.input_ids)
     grids = [p.image_grid_thw for p in prompts if p.image_grid_thw is not None]
     grid = np.concatenate(grids) if grids else None
-    positions, next_position = qwen3_vl_moe.rope_positions(config, ids, lengths, grid)
+    positions, next_position = config.positions(ids, lengths, grid)
     if grid is None:
         return PromptBatch(ids, lengths, positions, next_position, None, None, None)
     pixels = np.concatenate([p.pixel_values for p in prompts if p.pixel_values is not None])
     inside = np.arange(ids.shape[1]) < lengths[:, None]
-    is_image = (ids == config.image_token_id) & inside
+    is_image = (ids == config.image_token_id) & inside  # type: ignore[attr-defined]
     image_index = np.where(is_image, np.cumsum(is_image).reshape(ids.shape) - 1, -1).astype(np.int32)
-    pixels, where = qwen3_vl_moe.vision_inputs(config, pixels, grid)
+    pixels, where = config.vision_inputs(pixels, grid)
     return PromptBatch(ids, lengths, positions, next_position, pixels, where, image_index)

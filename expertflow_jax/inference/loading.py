@@ -3,7 +3,6 @@
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.inference.batching import PromptBatch
 from expertflow_jax.inference.stages import Stages
 from expertflow_jax.locate import locate
-from expertflow_jax.models.experts import ExpertLayout
+from expertflow_jax.models.causal_lm import ModelConfig
 from expertflow_jax.offload.store import ExpertStore
 from expertflow_jax.processing import Processor
 from expertflow_jax.routing.fingerprint import fingerprint_of
@@ -35,7 +34,7 @@ class LoadedModel:
       path: the checkpoint's directory.
     """
 
-    config: Any
+    config: ModelConfig
     stages: Stages
     store: ExpertStore
     processor: Processor | None
@@ -69,7 +68,7 @@ def load_model(name: str, dtype: str | None = None) -> LoadedModel:
     fingerprint = fingerprint_of(config, module)
     text = config.text
     store = ExpertStore(
-        ExpertLayout(text.hidden_size, text.moe_intermediate_size, module.dtype),
+        text.expert_layout(module.dtype),
         len(text.moe_layers),
         text.num_experts,
     )

@@ -5,12 +5,12 @@ one expert, Q patches of an image.
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
 from expertflow_jax.inference.batching import Prompt, bucket
 from expertflow_jax.inference.rows import GROUP_SIZES
+from expertflow_jax.models.causal_lm import ModelConfig
 from expertflow_jax.offload.budget import MemoryPlan, parse_bytes, plan_memory
 from expertflow_jax.predictor import Predictor
 
@@ -57,20 +57,20 @@ class RequestSize:
         return bucket(self.tokens + self.new_tokens)
 
 
-def kv_bytes(config: Any, size: RequestSize, itemsize: int) -> int:
+def kv_bytes(config: ModelConfig, size: RequestSize, itemsize: int) -> int:
     """Bytes of keys and values of all layers."""
     text = config.text
     width = text.num_key_value_heads * text.head_dim
     return 2 * text.num_hidden_layers * size.sequences * size.room * width * itemsize
 
 
-def workspace_bytes(config: Any, size: RequestSize, itemsize: int) -> int:
+def workspace_bytes(config: ModelConfig, size: RequestSize, itemsize: int) -> int:
     """An upper bound on activations and temporaries of the largest step, in the stages of `inference.stages`.
 
     Text: residual streams, attention with float32 scores, router probabilities, expert outputs and a group of
-    experts' intermediate rows. Vision: one block's activations of all patches, and what it hands on.
+    experts' intermediate rows, the shared expert's. Vision: what its config says, and what it hands on.
     """
-    text, vision = config.text, config.vision
+    text = config.text
     n, d, k = size.sequences * size.tokens, text.hidden_size, text.num_experts_per_tok
     heads, width = text.num_attention_heads, text.head_dim
     streams = 6 * n * d
@@ -80,15 +80,18 @@ def workspace_bytes(config: Any, size: RequestSize, itemsize: int) -> int:
     outputs = (n * k + 1) * d
     rows = max(GROUP_SIZES) * n * (2 * d + 3 * text.moe_intermediate_size)
     logits = 2 * size.sequences * text.vocab_size * 4
-    embedded = (2 + len(vision.deepstack_visual_indexes)) * size.patches * d // vision.spatial_merge_size**2
-    tower = size.patches * (2 * vision.patch_dim + 6 * vision.hidden_size + 2 * vision.intermediate_size)
-    looked_at = 2 * size.patches * size.image_patches * vision.num_heads * 4
-    language = itemsize * (streams + projections + outputs + rows) + scores + routing + logits
-    return 2 * (max(language, itemsize * tower + looked_at) + itemsize * embedded)
+    shared = 3 * n * text.shared_expert_intermediate_size
+    language = itemsize * (streams + projections + outputs + rows + shared) + scores + routing + logits
+    if config.vision is None:
+        return 2 * language
+    vision = config.vision
+    embedded = (2 + vision.feature_levels) * vision.image_tokens(np.array(size.patches)) * d
+    tower = vision.activation_bytes(size.patches, size.image_patches, itemsize)
+    return 2 * (max(language, tower) + itemsize * embedded)
 
 
 def plan_request(
-    config: Any,
+    config: ModelConfig,
     dense_bytes: int,
     expert_bytes: int,
     size: RequestSize,

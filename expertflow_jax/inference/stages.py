@@ -17,11 +17,27 @@ from expertflow_jax.inference.batching import PromptBatch
 from expertflow_jax.models import experts
 
 
+class LayerStages:
+    """Compiled functions of one structure of layer."""
+
+    def __init__(self, graphdef: Any):
+        def attend(state: Any, x: jax.Array, k: jax.Array, v: jax.Array, *where: jax.Array) -> Any:
+            return nnx.merge(graphdef, state).attend_and_route(x, k, v, *where)
+
+        def dense(state: Any, x: jax.Array, k: jax.Array, v: jax.Array, *where: jax.Array) -> Any:
+            return nnx.merge(graphdef, state).dense(x, k, v, *where)
+
+        self.attend = jax.jit(attend, donate_argnums=(2, 3))
+        self.dense = jax.jit(dense, donate_argnums=(2, 3))
+        self.route = jax.jit(lambda state, h: nnx.merge(graphdef, state).route(h))
+
+
 class Stages:
     """Compiled functions over the dense parameters of one model. Experts are passed in as flat buffers.
 
     Attributes:
       dense_bytes: device bytes of everything but the experts.
+      layer_stages: of each layer, shared by layers of one structure.
     """
 
     def __init__(self, module: Any, device: jax.Device | None = None):
@@ -32,11 +48,15 @@ class Stages:
         self.is_moe = [layer.is_moe for layer in layers]
         self.moe_layers = [i for i, moe in enumerate(self.is_moe) if moe]
         self._layer_states = []
-        layer_defs: dict[bool, Any] = {}
+        compiled: dict[Any, LayerStages] = {}  # by structure
+        self.layer_stages = []
         for layer in layers:
             graphdef, state = nnx.split(layer)
-            layer_defs.setdefault(layer.is_moe, graphdef)
+            if graphdef not in compiled:
+                compiled[graphdef] = LayerStages(graphdef)
+            self.layer_stages.append(compiled[graphdef])
             self._layer_states.append(jax.device_put(state, device))
+        self._structures = list(compiled.values())
         module.layers, module.experts = nnx.List([]), nnx.List([])
         trunk_def, trunk = nnx.split(module)
         module.layers = nnx.List(layers)
@@ -44,7 +64,7 @@ class Stages:
         self.dense_bytes = sum(a.nbytes for a in jax.tree.leaves((self._trunk, self._layer_states)))
         text = self.config.text
         self.dtype = module.dtype
-        self._layout = experts.ExpertLayout(text.hidden_size, text.moe_intermediate_size, module.dtype)
+        self._layout = text.expert_layout(module.dtype)
 
         def merged(state: Any) -> Any:
             return nnx.merge(trunk_def, state)
@@ -53,16 +73,6 @@ class Stages:
         self._embed = jax.jit(lambda state, ids, images, index: merged(state).embed_stage(ids, images, index))
         self._head = jax.jit(lambda state, x: merged(state).head_stage(x))
         self._deepstack = jax.jit(lambda state, x, visual, index: merged(state).add_deepstack(x, visual, index))
-
-        def attend(state: Any, x: jax.Array, k: jax.Array, v: jax.Array, *where: jax.Array) -> Any:
-            return nnx.merge(layer_defs[True], state).attend_and_route(x, k, v, *where)
-
-        def dense(state: Any, x: jax.Array, k: jax.Array, v: jax.Array, *where: jax.Array) -> Any:
-            return nnx.merge(layer_defs[False], state).dense(x, k, v, *where)
-
-        self._attend = jax.jit(attend, donate_argnums=(2, 3))
-        self._dense = jax.jit(dense, donate_argnums=(2, 3))
-        self._route = jax.jit(lambda state, h: nnx.merge(layer_defs[True], state).route(h))
 
         def run(out: jax.Array, y: jax.Array, rows: jax.Array, *buffers: jax.Array) -> jax.Array:
             return experts.run_expert_group(self._layout, buffers, rows, y, out)
@@ -87,16 +97,16 @@ class Stages:
 
     def attend_and_route(self, layer: int, x: jax.Array, kv: tuple[jax.Array, jax.Array], *where: Any) -> Any:
         """Attention and router of MoE layer `layer` (index among all layers); donates `kv`."""
-        return self._attend(self._layer_states[layer], x, *kv, *where)
+        return self.layer_stages[layer].attend(self._layer_states[layer], x, *kv, *where)
 
     def dense_layer(self, layer: int, x: jax.Array, kv: tuple[jax.Array, jax.Array], *where: Any) -> Any:
         """A layer without experts; donates `kv`."""
-        return self._dense(self._layer_states[layer], x, *kv, *where)
+        return self.layer_stages[layer].dense(self._layer_states[layer], x, *kv, *where)
 
     def next_router(self, layer: int, h: jax.Array) -> jax.Array:
         """Speculative loading (2312.17238): what `layer`'s router would choose on the residual stream `h`
         of the layer before; router probabilities float32 [B, T, E]."""
-        return self._route(self._layer_states[layer], h)[-1]
+        return self.layer_stages[layer].route(self._layer_states[layer], h)[-1]
 
     def empty_output(self, tokens: int, top_k: int) -> jax.Array:
         """Zeroed expert outputs [N * K + 1, D]; the last row takes the padding."""
@@ -120,6 +130,7 @@ class Stages:
 
     def compilations(self) -> int:
         """How many executables exist; bounded because lengths, batches and rows are bucketed."""
-        jitted = (self._vision, self._embed, self._head, self._deepstack, self._attend, self._dense, self._run)
-        cached: list[Any] = [*jitted, self._route, self._combine]  # the counter is not in the declared type
+        jitted = (self._vision, self._embed, self._head, self._deepstack, self._run, self._combine)
+        layers = (stage for s in self._structures for stage in (s.attend, s.dense, s.route))
+        cached: list[Any] = [*jitted, *layers]  # the counter is not in the declared type
         return sum(f._cache_size() for f in cached)

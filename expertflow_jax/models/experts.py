@@ -1,4 +1,4 @@
-"""The expert maths that all families share: SwiGLU experts, grouped without dropping a row, in static shapes.
+"""The expert maths that all families share: feed-forward experts, grouped without dropping a row, in static shapes.
 
 `grouped_experts` is the all-in-one form (training, fused reference): rows are sorted by expert and padded
 to tiles, as in MegaBlocks (2211.15841, section 4), because `jax.lax.ragged_dot` on CPU computes every expert
@@ -14,7 +14,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from expertflow_jax.models.layers import ACTIVATIONS
+
 TILE_ROWS = 32  # measured on CPU at N=3584, K=2, E=64: 16 and 128 are a third slower, forward and backward
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertKind:
+    """The maths of one expert.
+
+    Attributes:
+      activation: a key of `layers.ACTIVATIONS`.
+      gated: act(x @ gate) * (x @ up) @ down; else act(x @ up) @ down, and `gate_up` below is [D, F], up alone.
+    """
+
+    activation: str = "silu"
+    gated: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +39,17 @@ class ExpertLayout:
     d_model: int
     d_ff: int
     dtype: jnp.dtype
+    kind: ExpertKind = ExpertKind()
+
+    @property
+    def width(self) -> int:
+        """Columns of gate_up: 2F, or F without a gate."""
+        return (1 + self.kind.gated) * self.d_ff
 
     @property
     def size(self) -> int:
         """Numbers per expert, P."""
-        return 3 * self.d_model * self.d_ff
+        return self.d_model * (self.width + self.d_ff)
 
     @property
     def nbytes(self) -> int:
@@ -44,29 +65,35 @@ class ExpertLayout:
 
     def unpack(self, flat: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The inverse of `pack`: gate_up [D, 2F], down [F, D]. Works on NumPy and traced arrays."""
-        split = 2 * self.d_model * self.d_ff
+        split = self.d_model * self.width
         return (
-            flat[:split].reshape(self.d_model, 2 * self.d_ff),
+            flat[:split].reshape(self.d_model, self.width),
             flat[split:].reshape(self.d_ff, self.d_model),
         )
 
 
-def swiglu(rows: jax.Array, gate_up: jax.Array, down: jax.Array) -> jax.Array:
-    """silu(rows @ gate) * (rows @ up) @ down.
+def run_expert(rows: jax.Array, gate_up: jax.Array, down: jax.Array, kind: ExpertKind) -> jax.Array:
+    """One expert on its rows.
 
     Args:
       rows: [..., R, D].
-      gate_up: [..., D, 2F], gate columns first.
+      gate_up: [..., D, 2F], gate columns first; [..., D, F] without a gate.
       down: [..., F, D].
+      kind: of the expert.
 
     Returns:
       [..., R, D].
     """
+    act = ACTIVATIONS[kind.activation]
+    if not kind.gated:
+        return act(rows @ gate_up) @ down
     gate, up = jnp.split(rows @ gate_up, 2, axis=-1)
-    return (jax.nn.silu(gate) * up) @ down
+    return (act(gate) * up) @ down
 
 
-def grouped_experts(gate_up: jax.Array, down: jax.Array, y: jax.Array, expert_ids: jax.Array) -> jax.Array:
+def grouped_experts(
+    gate_up: jax.Array, down: jax.Array, y: jax.Array, expert_ids: jax.Array, kind: ExpertKind = ExpertKind()
+) -> jax.Array:
     """Every chosen expert on every row: exact, no row dropped, static shapes, differentiable.
 
     Args:
@@ -74,6 +101,7 @@ def grouped_experts(gate_up: jax.Array, down: jax.Array, y: jax.Array, expert_id
       down: [E, F, D].
       y: [N, D] MoE inputs.
       expert_ids: int32 [N, K], -1 for no expert (its output is zero).
+      kind: of the experts.
 
     Returns:
       [N, K, D], unweighted.
@@ -84,7 +112,7 @@ def grouped_experts(gate_up: jax.Array, down: jax.Array, y: jax.Array, expert_id
     source, place, tile_expert = _tile_plan(expert_ids.reshape(-1), num_experts)
     token = jnp.where(source < rows, source // top_k, tokens)
     tiles = _permute(y, token, place.reshape(tokens, top_k)).reshape(-1, TILE_ROWS, y.shape[-1])
-    out = swiglu(tiles, gate_up[tile_expert], down[tile_expert])
+    out = run_expert(tiles, gate_up[tile_expert], down[tile_expert], kind)
     out = _permute(out.reshape(-1, y.shape[-1]), place, source[:, None])
     return out.reshape(tokens, top_k, -1)
 
@@ -156,7 +184,7 @@ def run_expert_group(
     top_k = (out.shape[0] - 1) // y.shape[0]
     for i, flat in enumerate(buffers):
         taken = y.at[rows[i] // top_k].get(mode="clip")
-        out = out.at[rows[i]].set(swiglu(taken, *layout.unpack(flat)).astype(out.dtype))
+        out = out.at[rows[i]].set(run_expert(taken, *layout.unpack(flat), layout.kind).astype(out.dtype))
     return out
 
 

@@ -1,10 +1,21 @@
 """Small blocks shared by the model families. Axes: B sequences, T tokens, S cache length, D model width,
 H query heads, Hkv key/value heads, Dh head width."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}  # by Hugging Face's names
 MASKED = -1e30  # finite, so that a row with nothing to attend to gives no NaN
 
 
@@ -31,16 +42,17 @@ def layer_norm(width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm
     return nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, param_dtype=dtype, use_fast_variance=False, rngs=rngs)
 
 
-class SwiGLU(nnx.Module):
-    """Feed-forward block of layers without experts."""
+class GatedMLP(nnx.Module):
+    """Feed-forward block of layers without experts, and the expert that all tokens share."""
 
-    def __init__(self, width: int, hidden: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, hidden: int, *, activation: str = "silu", dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.activation = activation
         self.gate_proj = linear(width, hidden, bias=False, dtype=dtype, rngs=rngs)
         self.up_proj = linear(width, hidden, bias=False, dtype=dtype, rngs=rngs)
         self.down_proj = linear(hidden, width, bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(ACTIVATIONS[self.activation](self.gate_proj(x)) * self.up_proj(x))
 
 
 def grouped_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:

@@ -2,43 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
+
+import numpy as np
 
 from expertflow_jax.errors import InputError
-
-MODEL_TYPE = "qwen3_vl_moe"
-
-
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """The language model. Names are Hugging Face's."""
-
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    num_experts: int
-    num_experts_per_tok: int
-    moe_intermediate_size: int
-    intermediate_size: int = 0  # width of layers without experts; unused when every layer has experts
-    decoder_sparse_step: int = 1  # a layer has experts when (index + 1) % decoder_sparse_step == 0
-    mlp_only_layers: tuple[int, ...] = ()
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 500_000.0
-    mrope_section: tuple[int, ...] = (24, 20, 20)  # frequencies of time, height and width
-    attention_bias: bool = False
-    max_position_embeddings: int = 128_000
-
-    def is_moe(self, layer: int) -> bool:
-        """Whether decoder layer `layer` has experts."""
-        return layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
-
-    @property
-    def moe_layers(self) -> tuple[int, ...]:
-        """Indices of the decoder layers that have experts."""
-        return tuple(i for i in range(self.num_hidden_layers) if self.is_moe(i))
+from expertflow_jax.models import rope, vision_layout
+from expertflow_jax.models.config_section import Section, decoder_to_hf, read_decoder, rope_section, sparse_layers
+from expertflow_jax.models.decoder_config import DecoderConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +34,32 @@ class VisionConfig:
         """Numbers per patch: channels * temporal_patch_size * patch_size ** 2."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
+    @property
+    def feature_levels(self) -> int:
+        """DeepStack levels."""
+        return len(self.deepstack_visual_indexes)
+
+    def image_tokens(self, grid: np.ndarray) -> int:
+        """Tokens of an image of `grid` patches in time, height and width."""
+        return int(np.prod(grid)) // self.spatial_merge_size**2
+
+    def most_patches(self, image_tokens: int) -> int:
+        """Patches that so many image tokens stand for."""
+        return image_tokens * self.spatial_merge_size**2
+
+    def activation_bytes(self, patches: int, image_patches: int, itemsize: int) -> int:
+        """One block's activations of all patches, and attention within the largest image in float32."""
+        tower = patches * (2 * self.patch_dim + 6 * self.hidden_size + 2 * self.intermediate_size)
+        return itemsize * tower + 2 * patches * image_patches * self.num_heads * 4
+
 
 @dataclasses.dataclass(frozen=True)
 class Qwen3VLMoeConfig:
     """Architecture of one Qwen3-VL-MoE model; a small one and the 30B-A3B differ only in these numbers."""
 
-    text: TextConfig
+    model_type: ClassVar[str] = "qwen3_vl_moe"
+
+    text: DecoderConfig
     vision: VisionConfig
     image_token_id: int
     video_token_id: int
@@ -83,11 +74,10 @@ class Qwen3VLMoeConfig:
         Raises:
           InputError: naming the key that is missing, of the wrong type or not supported.
         """
-        if config.get("model_type") != MODEL_TYPE:
-            raise InputError(f"config.json: model_type is {config.get('model_type')!r}, expected {MODEL_TYPE!r}")
-        text = _text_config(_Section(config, "text_config"))
-        vision = _vision_config(_Section(config, "vision_config"))
-        top = _Section(config)
+        top = Section(config)
+        top.only("model_type", cls.model_type)
+        text = _text_config(Section(config, "text_config"))
+        vision = _vision_config(Section(config, "vision_config"))
         result = cls(
             text,
             vision,
@@ -95,7 +85,7 @@ class Qwen3VLMoeConfig:
             video_token_id=top.whole("video_token_id", 151656),
             vision_start_token_id=top.whole("vision_start_token_id", 151652),
             vision_end_token_id=top.whole("vision_end_token_id", 151653),
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+            tie_word_embeddings=top.flag("tie_word_embeddings", False),
         )
         result.validate()
         return result
@@ -107,29 +97,9 @@ class Qwen3VLMoeConfig:
           InputError: naming the key.
         """
         text, vision = self.text, self.vision
+        text.validate("text_config")
         checks = [
-            (
-                text.num_attention_heads % text.num_key_value_heads == 0,
-                "text_config.num_key_value_heads",
-                f"{text.num_key_value_heads} does not divide num_attention_heads {text.num_attention_heads}",
-            ),
-            (text.head_dim % 2 == 0, "text_config.head_dim", f"{text.head_dim} is odd"),
-            (
-                len(text.mrope_section) == 3,
-                "text_config.rope_parameters.mrope_section",
-                f"needs 3 numbers, has {len(text.mrope_section)}",
-            ),
-            (
-                text.num_experts_per_tok <= text.num_experts,
-                "text_config.num_experts_per_tok",
-                f"{text.num_experts_per_tok} is more than num_experts {text.num_experts}",
-            ),
-            (bool(text.moe_layers), "text_config.mlp_only_layers", "leaves no layer with experts"),
-            (
-                len(text.moe_layers) == text.num_hidden_layers or text.intermediate_size > 0,
-                "text_config.intermediate_size",
-                "must be positive when some layers have no experts",
-            ),
+            (bool(text.mrope_section), "text_config.rope_parameters.mrope_section", "is empty"),
             (
                 vision.hidden_size % (4 * vision.num_heads) == 0,
                 "vision_config.num_heads",
@@ -165,19 +135,41 @@ class Qwen3VLMoeConfig:
             if not good:
                 raise InputError(f"config.json: {key}: {what}")
 
+    def positions(
+        self, input_ids: np.ndarray, lengths: np.ndarray, grid_thw: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `rope.image_positions`."""
+        return rope.image_positions(
+            input_ids,
+            lengths,
+            grid_thw,
+            image_token_id=self.image_token_id,
+            video_token_id=self.video_token_id,
+            merge=self.vision.spatial_merge_size,
+        )
+
+    def vision_inputs(self, pixel_values: np.ndarray, grid_thw: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """See `vision_layout.vision_inputs`."""
+        return vision_layout.vision_inputs(self.vision, pixel_values, grid_thw)
+
     def to_hf(self) -> dict[str, Any]:
         """config.json as transformers 5.x reads it (4.57 spellings of the rotary keys beside it)."""
-        text = dataclasses.asdict(self.text)
-        theta, section = text.pop("rope_theta"), list(text.pop("mrope_section"))
-        rope = {"rope_type": "default", "mrope_section": section, "mrope_interleaved": True}
+        text = decoder_to_hf(self.text)
+        rope_parameters = text["rope_parameters"] | {
+            "mrope_section": list(self.text.mrope_section),
+            "mrope_interleaved": True,
+        }
         text |= {
-            "model_type": "qwen3_vl_moe_text",
-            "hidden_act": "silu",
+            "moe_intermediate_size": self.text.moe_intermediate_size,
+            "intermediate_size": self.text.intermediate_size,
+            "decoder_sparse_step": self.text.decoder_sparse_step,
             "mlp_only_layers": list(self.text.mlp_only_layers),
+            "attention_bias": self.text.qkv_bias,
+            "model_type": "qwen3_vl_moe_text",
             "norm_topk_prob": True,
-            "rope_theta": theta,
-            "rope_scaling": rope,
-            "rope_parameters": rope | {"rope_theta": theta},
+            "rope_theta": self.text.rope_theta,
+            "rope_scaling": {key: value for key, value in rope_parameters.items() if key != "rope_theta"},
+            "rope_parameters": rope_parameters,
             "tie_word_embeddings": self.tie_word_embeddings,
         }
         vision = dataclasses.asdict(self.vision)
@@ -189,7 +181,7 @@ class Qwen3VLMoeConfig:
         }
         return {
             "architectures": ["Qwen3VLMoeForConditionalGeneration"],
-            "model_type": MODEL_TYPE,
+            "model_type": self.model_type,
             "text_config": text,
             "vision_config": vision,
             "image_token_id": self.image_token_id,
@@ -200,94 +192,25 @@ class Qwen3VLMoeConfig:
         }
 
 
-class _Section:
-    """One level of config.json; reads typed values and names the key when one is wrong."""
-
-    def __init__(self, config: Mapping[str, Any], name: str = ""):
-        self.name = name
-        values: Any = config.get(name) if name else config
-        if not isinstance(values, Mapping):
-            raise InputError(f"config.json: {name} is missing or not an object")
-        self.values: Mapping[str, Any] = values
-
-    def key(self, key: str) -> str:
-        return f"{self.name}.{key}" if self.name else key
-
-    def whole(self, key: str, default: int | None = None, least: int = 1) -> int:
-        """An integer of at least `least`; token ids and the like may be 0."""
-        value = self.values.get(key)
-        value = default if value is None else value
-        if value is None:
-            raise InputError(f"config.json: {self.key(key)} is missing")
-        if isinstance(value, list | tuple) and len(set(value)) == 1:
-            value = value[0]
-        if isinstance(value, bool) or not isinstance(value, int) or value < (0 if key.endswith("_id") else least):
-            raise InputError(f"config.json: {self.key(key)} is {value!r}, expected an integer of at least {least}")
-        return value
-
-    def number(self, key: str, default: float) -> float:
-        value = self.values.get(key)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise InputError(f"config.json: {self.key(key)} is {value!r}, expected a positive number")
-        return float(value)
-
-    def wholes(self, key: str, default: tuple[int, ...]) -> tuple[int, ...]:
-        value = self.values.get(key)
-        value = default if value is None else value
-        if not isinstance(value, list | tuple) or not all(isinstance(v, int) and v >= 0 for v in value):
-            raise InputError(f"config.json: {self.key(key)} is {value!r}, expected a list of integers")
-        return tuple(value)
-
-    def only(self, key: str, allowed: str) -> None:
-        value = self.values.get(key, allowed)
-        if value != allowed:
-            raise InputError(f"config.json: {self.key(key)} is {value!r}; only {allowed!r} is supported")
-
-
-def _text_config(section: _Section) -> TextConfig:
-    section.only("hidden_act", "silu")
-    rope = _rope_section(section)
-    heads, width = section.whole("num_attention_heads"), section.whole("hidden_size")
-    experts_key = "num_local_experts" if "num_local_experts" in section.values else "num_experts"
-    return TextConfig(
-        vocab_size=section.whole("vocab_size"),
-        hidden_size=width,
-        num_hidden_layers=section.whole("num_hidden_layers"),
-        num_attention_heads=heads,
-        num_key_value_heads=section.whole("num_key_value_heads", heads),
-        head_dim=section.whole("head_dim", width // heads),
-        num_experts=section.whole(experts_key),
-        num_experts_per_tok=section.whole("num_experts_per_tok"),
-        moe_intermediate_size=section.whole("moe_intermediate_size"),
-        intermediate_size=section.whole("intermediate_size", 0, least=0),
-        decoder_sparse_step=section.whole("decoder_sparse_step", 1),
-        mlp_only_layers=section.wholes("mlp_only_layers", ()),
-        rms_norm_eps=section.number("rms_norm_eps", 1e-6),
-        rope_theta=rope.number("rope_theta", section.number("rope_theta", 500_000.0)),
-        mrope_section=rope.wholes("mrope_section", (24, 20, 20)),
-        attention_bias=bool(section.values.get("attention_bias", False)),
-        max_position_embeddings=section.whole("max_position_embeddings", 128_000),
+def _text_config(section: Section) -> DecoderConfig:
+    bias = section.flag("attention_bias", False)
+    return read_decoder(
+        section,
+        **sparse_layers(section),
+        # transformers renormalises in this family whatever `norm_topk_prob` says, so we do too.
+        norm_topk_prob=True,
+        qk_norm="head",
+        qkv_bias=bias,
+        o_bias=bias,
+        rope_theta=500_000.0,
+        mrope_section=rope_section(section).wholes("mrope_section", (24, 20, 20)),
     )
 
 
-def _rope_section(section: _Section) -> _Section:
-    """`rope_parameters` (5.x) or `rope_scaling` (4.57); an empty section when neither is there."""
-    name = next((n for n in ("rope_parameters", "rope_scaling") if section.values.get(n)), None)
-    if name is None:
-        return _Section({})
-    rope = _Section(section.values, name)
-    rope.name = section.key(name)
-    kind = rope.values.get("rope_type", rope.values.get("type", "default"))
-    if kind not in ("default", "mrope"):
-        raise InputError(f"config.json: {rope.key('rope_type')} is {kind!r}; only 'default' is supported")
-    return rope
-
-
-def _vision_config(section: _Section) -> VisionConfig:
+def _vision_config(section: Section) -> VisionConfig:
     section.only("hidden_act", "gelu_pytorch_tanh")
     rope = section.values.get("rope_parameters")
-    theta = _Section(section.values, "rope_parameters").number("rope_theta", 10_000.0) if rope else 10_000.0
+    theta = Section(section.values, "rope_parameters").number("rope_theta", 10_000.0) if rope else 10_000.0
     return VisionConfig(
         depth=section.whole("depth"),
         hidden_size=section.whole("hidden_size"),

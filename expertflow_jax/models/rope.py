@@ -1,7 +1,8 @@
-"""Rotary positions: interleaved M-RoPE of Qwen3-VL for text and images, and the plain rotation.
+"""Rotary positions: plain ones for text, interleaved M-RoPE of Qwen3-VL for text and images.
 
-Qwen3-VL gives each token three positions (time, height, width) and lets the frequencies of one head take turns
-between them: t h w t h w ..., the rest t. Axes: B sequences, T tokens, H heads, Dh head width.
+Every token has three positions (time, height, width). Text families give it the same one three times and read the
+first; Qwen3-VL lets the frequencies of one head take turns between them: t h w t h w ..., the rest t. Axes: B
+sequences, T tokens, H heads, Dh head width.
 """
 
 import jax
@@ -9,12 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.models.qwen3_vl_config import Qwen3VLMoeConfig
-
-
-def inverse_frequencies(head_dim: int, theta: float) -> np.ndarray:
-    """float32 [head_dim / 2]."""
-    return (1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))).astype(np.float32)
+from expertflow_jax.models.decoder_config import DecoderConfig
+from expertflow_jax.models.rope_scaling import scaled_frequencies
 
 
 def interleaved_axes(head_dim: int, mrope_section: tuple[int, ...]) -> np.ndarray:
@@ -25,37 +22,64 @@ def interleaved_axes(head_dim: int, mrope_section: tuple[int, ...]) -> np.ndarra
     return axes
 
 
-def mrope_angles(positions: jax.Array, head_dim: int, theta: float, section: tuple[int, ...]) -> jax.Array:
-    """Angles of interleaved M-RoPE.
+def rope_angles(positions: jax.Array, config: DecoderConfig) -> tuple[jax.Array, float]:
+    """Angles of a decoder's heads, and what their cosines and sines are multiplied by.
 
     Args:
       positions: int32 [3, B, T].
 
     Returns:
-      float32 [B, T, head_dim / 2].
+      float32 [B, T, head_dim / 2], and a number.
     """
-    axes = interleaved_axes(head_dim, section)
+    frequencies, scale = scaled_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    if not config.mrope_section:
+        return positions[0][..., None].astype(jnp.float32) * frequencies, scale
+    axes = interleaved_axes(config.head_dim, config.mrope_section)
     turns = jnp.moveaxis(positions[axes], 0, -1).astype(jnp.float32)
-    return turns * inverse_frequencies(head_dim, theta)
+    return turns * frequencies, scale
 
 
-def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
+def rotate(x: jax.Array, angles: jax.Array, scale: float = 1.0) -> jax.Array:
     """Rotates pairs (i, i + Dh / 2) of each head, in float32.
 
     Args:
       x: [..., T, H, Dh].
       angles: float32 [..., T, Dh / 2].
+      scale: of the result.
     """
     cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+    if scale != 1.0:
+        cos, sin = cos * scale, sin * scale
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
 
 
-def rope_positions(
-    config: Qwen3VLMoeConfig, input_ids: np.ndarray, lengths: np.ndarray, grid_thw: np.ndarray | None
+def text_positions(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of right-padded prompts without images (host side).
+
+    Args:
+      lengths: int [B], valid tokens.
+      width: T.
+
+    Returns:
+      positions int32 [3, B, T] (0 on padding) and next_position int32 [B], where decoding goes on.
+    """
+    step = np.arange(width, dtype=np.int32)
+    positions = np.where(step < lengths[:, None], step, 0)
+    return np.broadcast_to(positions, (3, *positions.shape)).copy(), lengths.astype(np.int32)
+
+
+def image_positions(
+    input_ids: np.ndarray,
+    lengths: np.ndarray,
+    grid_thw: np.ndarray | None,
+    *,
+    image_token_id: int,
+    video_token_id: int,
+    merge: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Three-part positions of right-padded prompts (host side), as Hugging Face's `get_rope_index` gives them.
+    """Three-part positions of right-padded prompts (host side), as Qwen3-VL's `get_rope_index` gives them.
 
     Text counts on in all three parts; an image starts where the text stands, spreads over height and width, and
     the text goes on after the longer side.
@@ -64,6 +88,8 @@ def rope_positions(
       input_ids: int [B, T].
       lengths: int [B], valid tokens.
       grid_thw: int [images, 3] patches in time, height and width of the images in the order of the prompts.
+      image_token_id, video_token_id: of the vocabulary.
+      merge: patches to a side of an image token.
 
     Returns:
       positions int32 [3, B, T] (0 on padding) and next_position int32 [B], where decoding goes on.
@@ -72,7 +98,6 @@ def rope_positions(
       InputError: image tokens and images do not fit together, or there are video tokens.
     """
     batch, width = input_ids.shape
-    merge = config.vision.spatial_merge_size
     positions = np.zeros((3, batch, width), np.int32)
     next_position = np.zeros(batch, np.int32)
     grids = [] if grid_thw is None else [tuple(int(n) for n in grid) for grid in grid_thw]
@@ -80,9 +105,9 @@ def rope_positions(
     for row in range(batch):
         length = int(lengths[row])
         ids = input_ids[row, :length]
-        if (ids == config.video_token_id).any():
+        if (ids == video_token_id).any():
             raise InputError(f"sequence {row} has video tokens; only images are supported")
-        is_image = ids == config.image_token_id
+        is_image = ids == image_token_id
         at = here = 0
         while at < length:
             if not is_image[at]:

@@ -20,7 +20,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.inference.batching import Prompt, PromptBatch, pad_prompts
-from expertflow_jax.models.experts import combine, grouped_experts
 from expertflow_jax.processing import Processor
 from expertflow_jax.routing.recorder import SequenceRecorder
 from expertflow_jax.routing.trace import RoutingTrace
@@ -61,10 +60,7 @@ def _run(graph: Any, state: Any, inputs: dict[str, Any], caches: list, images: A
             else:
                 ranked.append(jax.lax.top_k(layer.route(previous)[-1], ranks)[1].astype(jnp.int32))
             h, y, ids, weights, _, *cache = layer.attend_and_route(x, *caches[i], *where)
-            k = ids.shape[-1]
-            flat = y.reshape(-1, y.shape[-1])
-            out = grouped_experts(experts.gate_up[...], experts.down[...], flat, ids.reshape(-1, k))
-            x = combine(h.reshape(flat.shape), out.reshape(-1, flat.shape[1]), weights.reshape(-1, k)).reshape(h.shape)
+            x = experts(h, y, ids, weights)
             chosen.append(ids)
             previous = h
         else:

@@ -14,7 +14,6 @@ import numpy as np
 
 from expertflow_jax.inference.batching import Prompt, pad_prompts
 from expertflow_jax.inference.loading import LoadedModel
-from expertflow_jax.models.qwen3_vl_moe import vision_inputs
 from expertflow_jax.predictor import Predictor
 from expertflow_jax.simulation.costs import ComputeCosts, Line
 
@@ -53,7 +52,7 @@ def measure_costs(
     experts = Line.fit(*zip(*rest, strict=True))
     head = [(b, _head_seconds(model, b, repeats)) for b in (1, 8, 32)]
     patches = int(np.prod(image_grid))
-    vision = [(n * patches, _vision_seconds(model, n, image_grid, repeats)) for n in (1, 8, 16)]
+    vision = [(n * patches, _vision_seconds(model, n, image_grid, repeats)) for n in (1, 8, 16) if model.config.vision]
     forecast = [(b * t, _forecast_seconds(model, predictor, b, t, repeats)) for b, t in BATCHES]
     device = jax.local_devices()[0].device_kind
     return ComputeCosts(
@@ -61,7 +60,7 @@ def measure_costs(
         experts=experts,
         per_expert=single.per_unit,
         head=Line.fit(*zip(*head, strict=True)),
-        vision=Line.fit(*zip(*vision, strict=True)),
+        vision=Line.fit(*zip(*vision, strict=True)) if vision else Line(0.0, 0.0),
         predictor=Line.fit(*zip(*forecast, strict=True)),
         recorded_on=f"{device}, {datetime.date.today().isoformat()}, {model.name}, {model.stages.dtype}",
     )
@@ -112,9 +111,10 @@ def _head_seconds(model: LoadedModel, batch: int, repeats: int) -> float:
 
 
 def _vision_seconds(model: LoadedModel, images: int, grid: tuple[int, int, int], repeats: int) -> float:
+    assert model.config.vision is not None
     thw = np.tile(np.array(grid), (images, 1))
     pixels = np.zeros((images * int(np.prod(grid)), model.config.vision.patch_dim), np.float32)
-    laid_out, where = vision_inputs(model.config, pixels, thw)
+    laid_out, where = model.config.vision_inputs(pixels, thw)
     return median_seconds(lambda: model.stages.vision(laid_out, where), repeats)
 
 

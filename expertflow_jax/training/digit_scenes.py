@@ -5,14 +5,9 @@ from typing import Any
 
 import ml_collections
 
-from expertflow_jax.models.qwen3_vl_moe import (
-    ForwardOutput,
-    Qwen3VLMoe,
-    Qwen3VLMoeConfig,
-    TextConfig,
-    VisionConfig,
-    same_size_positions,
-)
+from expertflow_jax.models.causal_lm import ForwardOutput
+from expertflow_jax.models.decoder_config import DecoderConfig
+from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe, Qwen3VLMoeConfig, VisionConfig, same_size_positions
 from expertflow_jax.tasks.digit_scenes import processor_files as files
 from expertflow_jax.tasks.digit_scenes.stream import PATCHES_PER_SIDE
 
@@ -20,7 +15,7 @@ from expertflow_jax.tasks.digit_scenes.stream import PATCHES_PER_SIDE
 def model_config(config: ml_collections.ConfigDict) -> Qwen3VLMoeConfig:
     """The architecture that `config.text` and `config.vision` name, with the benchmark's tokens and patches."""
     token = files.build_tokenizer().get_vocab()
-    text = TextConfig(vocab_size=files.vocab_size(), **_plain(config.text))
+    text = DecoderConfig(vocab_size=files.vocab_size(), qk_norm="head", **_plain(config.text))
     vision = VisionConfig(
         out_hidden_size=config.text.hidden_size,
         patch_size=files.PATCH,

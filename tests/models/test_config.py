@@ -89,7 +89,7 @@ def test_both_spellings_of_the_rotation():
         ("text_config", "num_experts_per_tok", "two"),
         ("text_config", "num_experts_per_tok", 99),
         ("text_config", "num_key_value_heads", 3),
-        ("text_config", "hidden_act", "relu"),
+        ("text_config", "hidden_act", "made_up"),
         ("text_config", "mlp_only_layers", [0, 1, 2]),
         ("text_config", "rope_parameters", {"rope_type": "yarn"}),
         ("vision_config", "num_position_embeddings", 24),

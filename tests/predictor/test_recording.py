@@ -7,7 +7,6 @@ from flax import nnx
 
 from expertflow_jax import checkpoints
 from expertflow_jax.inference.batching import pad_prompts
-from expertflow_jax.models.rope import rope_positions
 from expertflow_jax.predictor.examples import unusual_examples
 from expertflow_jax.predictor.recording import Recorder, record
 from expertflow_jax.processing import Processor
@@ -50,7 +49,7 @@ def test_traces_are_those_of_the_models_own_greedy_answers(parts):
     index = np.full((3, width), -1, np.int32)
     index[:, : min(width, batch.image_index.shape[1])] = batch.image_index[:, :width]
     grid = np.concatenate([prompt.image_grid_thw for prompt in prompts])
-    positions, _ = rope_positions(module.config, ids, trace.lengths, grid)
+    positions, _ = module.config.positions(ids, trace.lengths, grid)
     x, fused = fused_forward(module, batch.pixel_values, batch.vision_positions, ids, positions, trace.lengths, index)
     for row, answer in enumerate(answers):
         first, last = trace.prompt_lengths[row] - 1, trace.lengths[row]

@@ -12,7 +12,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_model import small_config
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.models.qwen3_vl_moe import rope_positions
 from expertflow_jax.training import losses, moe
 
 MODEL = small_config(num_hidden_layers=1, num_experts=4)
@@ -50,7 +49,7 @@ def batch_at(step: int) -> dict[str, np.ndarray]:
     return {
         "input_ids": ids,
         "lengths": lengths,
-        "positions": rope_positions(MODEL, ids, lengths, None)[0],
+        "positions": MODEL.positions(ids, lengths, None)[0],
         "answer_mask": mask,
     }
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from expertflow_jax.models.qwen3_vl_config import Qwen3VLMoeConfig
-from expertflow_jax.models.rope import rope_positions
 from expertflow_jax.processing.patches import normalise, patchify
 from expertflow_jax.tasks import mmbench, vqa_v2
 from expertflow_jax.tasks.digit_scenes import processor_files as files
@@ -139,7 +138,7 @@ def encode(model: Qwen3VLMoeConfig, images: np.ndarray, pairs: Sequence[tuple[st
         mask[row, len(prompt.ids) : len(sequence)] = True
         lengths[row] = len(sequence)
     grid = np.tile(np.array([1, PATCHES_PER_SIDE, PATCHES_PER_SIDE]), (batch, 1))
-    positions, _ = rope_positions(model, ids, lengths, grid)
+    positions, _ = model.positions(ids, lengths, grid)
     is_image = ids == model.image_token_id
     index = np.where(is_image, np.cumsum(is_image).reshape(ids.shape) - 1, -1).astype(np.int32)
     pixels = normalise(images, rescale=1 / 255, mean=np.full(3, 0.5), std=np.full(3, 0.5))
