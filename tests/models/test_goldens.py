@@ -1,4 +1,4 @@
-"""Our model against committed arrays of transformers' Qwen3VLMoeForConditionalGeneration (tests/goldens)."""
+"""Our models against committed arrays of transformers' own (tests/goldens)."""
 
 import sys
 from pathlib import Path

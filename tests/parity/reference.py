@@ -1,4 +1,4 @@
-"""The reference side: runs Hugging Face's Qwen3VLMoeForConditionalGeneration and hands over files.
+"""The reference side: runs Hugging Face's models and hands over files.
 
 Runs in an environment of its own (see make_reference_env.sh), never beside the package.
 
@@ -7,31 +7,38 @@ Runs in an environment of its own (see make_reference_env.sh), never beside the 
     reference.py goldens OUT               the committed part: GOLDENS, in OUT (tests/goldens)
 
 Arrays of each batch, named "batch/array", all padded right: input_ids [B, T], lengths [B], pixel_values,
-image_grid_thw, positions [3, B, T], next_position [B], logits [B, T, V], router_logits [B, L, T, E], expert_ids
-[B, L, T, K]; and of greedy decoding with a cache over G steps: tokens [B, G], step_logits [B, G, V], step_expert_ids
-[B, L, G - 1, K].
+image_grid_thw (both empty without images), positions [3, B, T], next_position [B], logits [B, T, V], router_logits
+[B, L, T, E], expert_ids [B, L, T, K]; and of greedy decoding with a cache over G steps: tokens [B, G], step_logits
+[B, G, V], step_expert_ids [B, L, G - 1, K].
 """
 
 import argparse
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 sys.path.insert(0, str(Path(__file__).parent))
-from reference_cases import BATCHES, CASES, GOLDENS, prompts
+from reference_cases import BATCHES, CASES, GOLDENS, batches_of, prompts
 
 STEPS = 16
 SETTINGS = {"dtype": torch.float32, "attn_implementation": "eager", "experts_implementation": "eager"}
 
 
-def random_model(case: str) -> Qwen3VLMoeForConditionalGeneration:
+def model_class(config: Any) -> Any:
+    """The class that has the family's head."""
+    auto = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+    return auto._model_mapping[type(config)]
+
+
+def random_model(case: str) -> torch.nn.Module:
     """Weights that leave nothing trivial: biases are not 0, norms not 1, routers decided, logits apart."""
-    config = Qwen3VLMoeConfig(**CASES[case])
-    model = Qwen3VLMoeForConditionalGeneration._from_config(config, **SETTINGS).eval()
+    config = AutoConfig.for_model(**CASES[case])
+    model = model_class(config)._from_config(config, **SETTINGS).eval()
     generator = torch.Generator().manual_seed(zlib.crc32(case.encode()))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -53,7 +60,7 @@ class Routes:
         self.batch = 1
         self.logits: list[list[np.ndarray]] = []
         self.experts: list[list[np.ndarray]] = []
-        gates = [layer.mlp.gate for layer in model.model.language_model.layers if hasattr(layer.mlp, "gate")]
+        gates = [module for module in model.modules() if type(module).__name__.endswith("TopKRouter")]
         for number, gate in enumerate(gates):
             self.logits.append([])
             self.experts.append([])
@@ -77,7 +84,7 @@ class Routes:
 
 @torch.no_grad()
 def run_batch(
-    model: Qwen3VLMoeForConditionalGeneration,
+    model: torch.nn.Module,
     routes: Routes,
     ids: list[np.ndarray],
     pixels: np.ndarray,
@@ -93,13 +100,20 @@ def run_batch(
         padded[row, width - len(tokens) :] = tokens
         mask[row, width - len(tokens) :] = 1
     inputs = {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(mask)}
-    inputs["mm_token_type_ids"] = torch.tensor((padded == model.config.image_token_id).astype(np.int64))
-    if len(grid):
-        inputs |= {"pixel_values": torch.tensor(pixels), "image_grid_thw": torch.tensor(grid)}
-    positions, delta = model.model.get_rope_index(
-        inputs["input_ids"], inputs["mm_token_type_ids"], inputs.get("image_grid_thw"), None, inputs["attention_mask"]
-    )
-    prefill = model(**inputs, position_ids=positions, use_cache=False)
+    if hasattr(model.model, "get_rope_index"):
+        kinds = torch.tensor((padded == model.config.image_token_id).astype(np.int64))
+        inputs["mm_token_type_ids"] = kinds
+        if len(grid):
+            inputs |= {"pixel_values": torch.tensor(pixels), "image_grid_thw": torch.tensor(grid)}
+        positions, delta = model.model.get_rope_index(
+            inputs["input_ids"], kinds, inputs.get("image_grid_thw"), None, inputs["attention_mask"]
+        )
+        prefill = model(**inputs, position_ids=positions, use_cache=False)
+        next_position = lengths + delta.numpy()[:, 0]
+    else:
+        plain = torch.tensor(np.maximum(mask.cumsum(axis=1) - 1, 0))
+        prefill = model(**inputs, position_ids=plain, use_cache=False)
+        positions, next_position = plain.expand(3, -1, -1), lengths
     router_logits, experts = routes.take()
     answer = model.generate(
         **inputs,
@@ -128,7 +142,7 @@ def run_batch(
         "pixel_values": pixels,
         "image_grid_thw": grid,
         "positions": np.stack([right(part, 1) for part in positions.numpy()]),
-        "next_position": lengths + delta.numpy()[:, 0],
+        "next_position": next_position,
         "logits": right(prefill.logits.numpy(), 1),
         "router_logits": right(router_logits, 2),
         "expert_ids": right(experts, 2).astype(np.int16),
@@ -154,7 +168,8 @@ def make(out: Path, cases: dict[str, list[str]]) -> None:
 
 def run(checkpoint: Path, source: Path, out: Path) -> None:
     """Exits with a message when transformers misses a tensor of the checkpoint or does not expect one."""
-    model, info = Qwen3VLMoeForConditionalGeneration.from_pretrained(checkpoint, output_loading_info=True, **SETTINGS)
+    found_class = model_class(AutoConfig.from_pretrained(checkpoint))
+    model, info = found_class.from_pretrained(checkpoint, output_loading_info=True, **SETTINGS)
     wrong = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
     if wrong:
         sys.exit(f"{checkpoint}: {wrong}")
@@ -182,7 +197,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.command == "make":
-        make(arguments.out, {case: list(BATCHES) for case in arguments.case})
+        make(arguments.out, {case: batches_of(case) for case in arguments.case})
     elif arguments.command == "goldens":
         make(arguments.out, GOLDENS)
     else:

@@ -1,4 +1,4 @@
-"""Small Qwen3-VL-MoE configs and prompts that the parity checks compare, one entry per way in which configs differ.
+"""Small configs of every family and prompts that the parity checks compare, one entry per way in which configs differ.
 
 Plain data, read by the reference side (torch and transformers) and by ours. Axes: E experts, D model width, F expert
 width.
@@ -48,6 +48,7 @@ def _case(text: dict[str, Any] | None = None, vision: dict[str, Any] | None = No
     vision_config = _VISION | {"out_hidden_size": text_config["hidden_size"]} | (vision or {})
     text_config["tie_word_embeddings"] = tied
     return {
+        "model_type": "qwen3_vl_moe",
         "text_config": text_config,
         "vision_config": vision_config,
         "image_token_id": IMAGE,
@@ -56,6 +57,38 @@ def _case(text: dict[str, Any] | None = None, vision: dict[str, Any] | None = No
         "vision_end_token_id": END,
         "tie_word_embeddings": tied,
     }
+
+
+_PLAIN = {
+    "vocab_size": 48,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+# num_local_experts or num_experts, intermediate_size or moe_intermediate_size: as the family calls them.
+_FAMILIES = {
+    "mixtral": {"num_local_experts": 8, "intermediate_size": 12},
+    "olmoe": {"num_experts": 8, "intermediate_size": 12},
+    "qwen2_moe": {
+        "num_experts": 8,
+        "moe_intermediate_size": 12,
+        "intermediate_size": 20,
+        "shared_expert_intermediate_size": 16,
+    },
+    "qwen3_moe": {"num_experts": 8, "moe_intermediate_size": 12, "intermediate_size": 20, "head_dim": 8},
+}
+
+
+def _plain(family: str, rope: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """A text model."""
+    rope_parameters = {"rope_type": "default", "rope_theta": 10_000.0} | (rope or {})
+    return {"model_type": family} | _PLAIN | _FAMILIES[family] | {"rope_parameters": rope_parameters} | changes
 
 
 def _rope(theta: float, section: list[int]) -> dict[str, Any]:
@@ -86,10 +119,94 @@ CASES: dict[str, dict[str, Any]] = {
         {"head_dim": 16, "norm_topk_prob": False, **_rope(500_000.0, [3, 3, 2])},
         {"patch_size": 2, "spatial_merge_size": 3, "depth": 4, "deepstack_visual_indexes": [3, 1]},
     ),
+    "stretched": _case(
+        {
+            "hidden_act": "gelu_pytorch_tanh",
+            "rope_parameters": _TEXT["rope_parameters"]
+            | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8},
+        }
+    ),
+    "mixtral": _plain("mixtral"),
+    "mixtral_window": _plain(
+        "mixtral",
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+        sliding_window=4,
+        head_dim=12,
+    ),
+    "mixtral_tied_top_1": _plain(
+        "mixtral", num_experts_per_tok=1, num_key_value_heads=4, tie_word_embeddings=True, hidden_act="gelu"
+    ),
+    "olmoe": _plain("olmoe", num_key_value_heads=4),
+    "olmoe_clip": _plain("olmoe", clip_qkv=0.7, norm_topk_prob=True, attention_bias=True, num_hidden_layers=2),
+    "olmoe_many_experts": _plain(
+        "olmoe",
+        {"rope_type": "dynamic", "factor": 4.0},
+        num_experts=32,
+        num_experts_per_tok=8,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    ),
+    "qwen2_moe": _plain("qwen2_moe"),
+    "qwen2_moe_window": _plain(
+        "qwen2_moe",
+        {"rope_type": "linear", "factor": 4.0},
+        num_hidden_layers=4,
+        mlp_only_layers=[1],
+        use_sliding_window=True,
+        sliding_window=4,
+        max_window_layers=3,
+    ),
+    "qwen2_moe_no_bias": _plain(
+        "qwen2_moe",
+        qkv_bias=False,
+        norm_topk_prob=True,
+        tie_word_embeddings=True,
+        layer_types=["full_attention", "sliding_attention", "sliding_attention"],
+        use_sliding_window=True,
+        sliding_window=3,
+    ),
+    "qwen3_moe": _plain("qwen3_moe", norm_topk_prob=True),
+    "qwen3_moe_stretched": _plain(
+        "qwen3_moe",
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "rope_theta": 1_000_000.0},
+        num_hidden_layers=4,
+        decoder_sparse_step=2,
+        head_dim=10,
+    ),
+    "qwen3_moe_window": _plain(
+        "qwen3_moe",
+        {
+            "rope_type": "yarn",
+            "factor": 2.0,
+            "original_max_position_embeddings": 16,
+            "mscale": 0.8,
+            "mscale_all_dim": 0.5,
+            "truncate": False,
+        },
+        attention_bias=True,
+        tie_word_embeddings=True,
+        use_sliding_window=True,
+        sliding_window=5,
+        num_experts_per_tok=3,
+    ),
 }
 
 # Cases and batches whose checkpoints and arrays are committed in tests/goldens.
-GOLDENS = {"base": ["text", "ragged"], "dense_layers": ["ragged"], "no_merge": ["ragged"]}
+GOLDENS = {
+    "base": ["text", "ragged"],
+    "dense_layers": ["ragged"],
+    "no_merge": ["ragged"],
+    "mixtral_window": ["ragged"],
+    "olmoe_clip": ["ragged"],
+    "qwen2_moe_window": ["ragged"],
+    "qwen3_moe_stretched": ["ragged"],
+}
 
 # A prompt is a list of parts: a number of words, or the grid of an image in image tokens (frames, rows, columns).
 BATCHES: dict[str, list[list[int | tuple[int, int, int]]]] = {
@@ -99,19 +216,28 @@ BATCHES: dict[str, list[list[int | tuple[int, int, int]]]] = {
 }
 
 
+def batches_of(case: str) -> list[str]:
+    """Batches that a model can read: those with images only if it sees."""
+    sees = "vision_config" in CASES[case]
+    return [name for name in BATCHES if sees or name != "image"]
+
+
 def prompts(config: dict[str, Any], batch: str, seed: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     """Token ids of each prompt, pixel values float32 [P, patch_dim] and grids int64 [images, 3] (P and images may be
-    0)."""
+    0). A model that does not see reads five words in place of an image."""
     rng = np.random.default_rng(seed)
-    vision = config["vision_config"]
-    merge = vision["spatial_merge_size"]
-    patch_dim = 3 * vision["temporal_patch_size"] * vision["patch_size"] ** 2
+    vision = config.get("vision_config")
+    merge, patch_dim = 1, 0
+    if vision is not None:
+        merge = vision["spatial_merge_size"]
+        patch_dim = 3 * vision["temporal_patch_size"] * vision["patch_size"] ** 2
+    vocabulary = config.get("text_config", config)["vocab_size"]
     ids, grids = [], []
     for parts in BATCHES[batch]:
         tokens: list[int] = []
         for part in parts:
-            if isinstance(part, int):
-                tokens += rng.integers(FIRST_WORD, config["text_config"]["vocab_size"], part).tolist()
+            if isinstance(part, int) or vision is None:
+                tokens += rng.integers(FIRST_WORD, vocabulary, part if isinstance(part, int) else 5).tolist()
             else:
                 frames, rows, columns = part
                 tokens += [START, *[IMAGE] * (frames * rows * columns), END]

@@ -1,0 +1,138 @@
+"""Every text family through the same door: transformers' greedy tokens and routes, the same bits at every cache size,
+budgets without a vision tower, traces for a predictor, and checkpoints that go round."""
+
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+from model_parity import batches
+
+from expertflow_jax import OffloadedModel
+from expertflow_jax.checkpoints import load_model, save_hf
+from expertflow_jax.checkpoints.families import FAMILIES
+from expertflow_jax.checkpoints.load import read_config
+from expertflow_jax.errors import InputError
+from expertflow_jax.inference.batching import Prompt
+from expertflow_jax.predictor.recording import Recorder
+
+GOLDENS = Path(__file__).parent / "goldens" / "models"
+FAMILY = {"mixtral_window": "mixtral", "olmoe_clip": "olmoe", "qwen2_moe_window": "qwen2_moe"}
+FAMILY["qwen3_moe_stretched"] = "qwen3_moe"
+
+
+def load(case, **options):
+    return OffloadedModel.from_pretrained(str(GOLDENS / case), max_batch_size=4, max_tokens=64, **options)
+
+
+def ragged(case):
+    return batches(GOLDENS / case / "reference.npz")["ragged"]
+
+
+def prompts(arrays):
+    return [row[:length].tolist() for row, length in zip(arrays["input_ids"], arrays["lengths"], strict=True)]
+
+
+def test_all_families_are_here():
+    assert {read_config(GOLDENS / case).model_type for case in FAMILY} == set(FAMILY.values()) <= set(FAMILIES)
+
+
+@pytest.mark.parametrize("case", FAMILY)
+def test_greedy_tokens_and_routes_of_transformers_and_the_same_bits_at_half_the_experts(case):
+    arrays = ragged(case)
+    ids, mask = arrays["input_ids"], np.arange(arrays["input_ids"].shape[1]) < arrays["lengths"][:, None]
+    with load(case, policy="resident") as model:
+        expected = model.logits(ids, mask)
+    with load(case, policy="cache_moe", cache_fraction=0.5) as model:
+        np.testing.assert_array_equal(model.logits(ids, mask)[mask], expected[mask])
+        routes = model.routing_trace(ids, mask).experts
+        np.testing.assert_array_equal(routes[mask], arrays["expert_ids"].transpose(0, 2, 1, 3)[mask])
+        answers = model.generate(prompts(arrays), max_new_tokens=16)
+        assert [answer.token_ids for answer in answers] == arrays["tokens"].tolist()
+        assert model.stats()["lossless"]
+        assert model.stats()["misses"] > 0
+
+
+def test_traces_for_a_predictor_are_those_of_transformers():
+    """The recorder answers with the same tokens over the same routes."""
+    case = "qwen2_moe_window"  # all that a layer may have: a window, a shared expert, none at all
+    arrays = ragged(case)
+    found = [Prompt(np.array(ids, np.int32)) for ids in prompts(arrays)]
+    recorder = Recorder(load_model(GOLDENS / case), (), "a model")
+    _, trace, answers = recorder.record(found, np.full(len(found), 16))
+    assert answers == arrays["tokens"].tolist()
+    for row, length in enumerate(arrays["lengths"]):
+        np.testing.assert_array_equal(trace.experts[row, :length], arrays["expert_ids"][row, :, :length].swapaxes(0, 1))
+
+
+def test_a_budget_without_a_vision_tower_and_images_refused():
+    with load("qwen2_moe_window", policy="resident") as model:
+        everything = model.memory_plan()
+    budget = everything.total_bytes - 10 * everything.expert_bytes
+    with load("qwen2_moe_window", memory_budget=budget, policy="on_demand") as model:
+        assert model.memory_plan().slots == everything.slots - 10
+        assert model.memory_plan().total_bytes <= budget
+        with pytest.raises(InputError, match="takes no images"):
+            model.logits(np.ones((1, 4), int), None, np.zeros((4, 6)), np.array([[1, 2, 2]]))
+
+
+@pytest.mark.parametrize("case", FAMILY)
+def test_save_writes_what_transformers_wrote(tmp_path, case):
+    module = load_model(GOLDENS / case)
+    save_hf(tmp_path, module.config, module, np.float32)
+    mine, theirs = (load_file(path / "model.safetensors") for path in (tmp_path, GOLDENS / case))
+    assert mine.keys() == theirs.keys()
+    assert all(np.array_equal(mine[name], theirs[name]) for name in mine)
+    assert read_config(tmp_path) == module.config
+
+
+def test_fused_experts_load_as_separate_ones_do(tmp_path):
+    case = GOLDENS / "qwen3_moe_stretched"
+    tensors = load_file(case / "model.safetensors")
+    for layer in read_config(case).text.moe_layers:
+        prefix = f"model.layers.{layer}.mlp.experts"
+        parts = {
+            part: np.stack([tensors.pop(f"{prefix}.{expert}.{part}_proj.weight") for expert in range(8)])
+            for part in ("gate", "up", "down")
+        }
+        tensors[f"{prefix}.gate_up_proj"] = np.concatenate([parts["gate"], parts["up"]], axis=1)
+        tensors[f"{prefix}.down_proj"] = parts["down"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((case / "config.json").read_text())
+    first, second = (nnx.to_flat_state(nnx.state(load_model(path))) for path in (case, tmp_path))
+    assert all(np.array_equal(a[...], b[...]) for (_, a), (_, b) in zip(first, second, strict=True))
+
+
+def test_missing_and_misshaped_experts_are_named_one_by_one(tmp_path):
+    case = GOLDENS / "mixtral_window"
+    tensors = load_file(case / "model.safetensors")
+    first = "model.layers.1.block_sparse_moe.experts.3.w1.weight"
+    del tensors[first]
+    second = first.replace("w1", "w2")
+    tensors[second] = np.ascontiguousarray(tensors[second].T)
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((case / "config.json").read_text())
+    with pytest.raises(InputError, match=f"1 missing: {first}; 1 of the wrong shape: {second} is"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("case", FAMILY)
+def test_bfloat16(case):
+    """Narrow arithmetic throughout, near the wide one."""
+    arrays = ragged(case)
+    module = load_model(GOLDENS / case, jnp.bfloat16)
+    assert {leaf.dtype for _, leaf in nnx.to_flat_state(nnx.state(module))} == {jnp.dtype(jnp.bfloat16)}
+    length = int(arrays["lengths"].max())
+    row = int(arrays["lengths"].argmax())
+    ids = arrays["input_ids"][row : row + 1, :length]
+    positions, _ = module.config.positions(ids, np.array([length]), None)
+    out = module.forward(ids, positions, np.array([length], np.int32))
+    expected = arrays["logits"][row, :length]
+    # Late tokens may route elsewhere in bfloat16; the first ones are close.
+    error = np.linalg.norm(out.logits[0, 0] - expected[0]) / np.linalg.norm(expected[0])
+    assert error < 0.1
