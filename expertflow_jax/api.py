@@ -18,7 +18,7 @@ from expertflow_jax.inference.batching import Prompt, PromptBatch, pad_prompts
 from expertflow_jax.inference.chat import Message, encode_prompts
 from expertflow_jax.inference.forecasting import Forecaster, NoForecast, PredictedForecast
 from expertflow_jax.inference.generation import Generated, generate_batch
-from expertflow_jax.inference.loading import LoadedModel, load_model
+from expertflow_jax.inference.loading import LoadedModel, load_model, pin_experts
 from expertflow_jax.inference.memory import RequestSize, plan_request
 from expertflow_jax.inference.sampling import Sampler
 from expertflow_jax.inference.session import InferenceSession
@@ -84,12 +84,14 @@ class OffloadedModel:
         miss_policy: str = "wait",
         predictor: str | None = None,
         dtype: str | None = None,
+        expert_dtype: str | None = None,
+        host_memory_budget: str | int | None = None,
         link: str = "direct",
         max_batch_size: int | None = None,
         max_tokens: int = 1024,
         max_image_tokens: int = 256,
     ) -> "OffloadedModel":
-        """Loads a checkpoint: dense parameters onto the device, experts into pinned host memory.
+        """Loads a checkpoint: dense parameters onto the device, experts into pinned host memory, what is left on disk.
 
         Args:
           path_or_hub_id: a directory with config.json and safetensors, a hub id, or a committed model's name.
@@ -99,6 +101,10 @@ class OffloadedModel:
           miss_policy: "wait" is lossless; "drop" and "substitute" change answers.
           predictor: directory or committed name of the model's routing path predictor; None forecasts nothing.
           dtype: "float32" or "bfloat16"; the checkpoint's own by default.
+          expert_dtype: "int8" or "int4" keeps and moves experts quantised, two and four times smaller than bfloat16;
+            lossy. None keeps them in `dtype`.
+          host_memory_budget: bytes of host memory for experts; those beyond it stay in the checkpoint's files and are
+            read when they are fetched. None: as much as they take.
           link: "direct", or "emulated(GB/s,microseconds)".
           max_batch_size, max_tokens, max_image_tokens: the largest request that the memory plan must hold:
             sequences, tokens of each (prompt and answer), image tokens of each. Without `max_batch_size`: 8,
@@ -111,10 +117,11 @@ class OffloadedModel:
             raise InputError("policy 'oracle' needs the recorded routing of the same run; use eval.study")
         make_policy(policy)
         make_miss_policy(miss_policy)
-        model = load_model(path_or_hub_id, dtype)
+        model = load_model(path_or_hub_id, dtype, expert_dtype=expert_dtype, host_memory_budget=host_memory_budget)
         forecaster = None
         if predictor is not None:
             forecaster = Predictor.load(locate(predictor, "predictor"), expect_fingerprint=model.fingerprint)
+        pin_experts(model.store, None if forecaster is None else forecaster.popularity)
         vision = model.config.vision
         tokens = min(max_tokens, model.config.text.max_position_embeddings)
         image = 0 if vision is None else vision.most_patches(min(max_image_tokens, tokens))
@@ -130,6 +137,8 @@ class OffloadedModel:
                 predictor=forecaster,
                 memory_budget=memory_budget,
                 cache_fraction=cache_fraction,
+                scratch_bytes=model.stages.layout.scratch_bytes,
+                host=model.host,
             )
 
         if max_batch_size is None and memory_budget is not None:
@@ -263,7 +272,8 @@ class OffloadedModel:
             "peak_device_bytes": self._session.peak_device_bytes,
             "cache_fraction": self._plan.cache_fraction,
             "miss_policy": self._session.miss_policy.name,
-            "lossless": self._session.miss_policy.lossless,
+            "expert_dtype": self._model.expert_dtype,
+            "lossless": self._session.miss_policy.lossless and not self._model.quantized,
         }
 
     def reset_stats(self) -> None:

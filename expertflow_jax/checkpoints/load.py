@@ -3,7 +3,6 @@
 Axes: E experts, D model width, F expert width.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from expertflow_jax.checkpoints.expert_files import ExpertFiles
 from expertflow_jax.checkpoints.families import FAMILIES, Family, family_of
-from expertflow_jax.checkpoints.files import TensorFiles, read_json
+from expertflow_jax.checkpoints.files import TensorFiles, all_finite, read_json
 from expertflow_jax.checkpoints.names import StoredExperts
 from expertflow_jax.errors import InputError
 from expertflow_jax.models.causal_lm import CausalLM, ModelConfig
 
-DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float32}
+DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float32, "F64": jnp.float32}
 SHOWN = 6  # names listed of each kind of error
-
-Experts = Iterator[tuple[int, int, np.ndarray, np.ndarray]]
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -39,16 +37,15 @@ def read_config(path: Path) -> ModelConfig:
     return FAMILIES[kind].config.from_hf(values)
 
 
-def load_dense_and_experts(path: str | Path, dtype: Any = None) -> tuple[ModelConfig, CausalLM, Experts]:
-    """Loads everything but the experts, which come as an iterator.
+def load_dense_and_experts(path: str | Path, dtype: Any = None) -> tuple[ModelConfig, CausalLM, ExpertFiles]:
+    """Loads everything but the experts, which are read when they are asked for.
 
     Args:
       path: directory with config.json and safetensors.
       dtype: of parameters and arithmetic; None: as stored.
 
     Returns:
-      config; the module, built `with_experts=False`; and an iterator of (MoE layer index, expert, gate_up [D, 2F]
-      with the gate's columns first, down [F, D]) in the module's dtype.
+      config; the module, built `with_experts=False`; and the experts, handed out in the module's dtype.
 
     Raises:
       InputError: a file is missing or damaged, the config is not supported, tensors are missing, unexpected or of the
@@ -63,18 +60,21 @@ def load_dense_and_experts(path: str | Path, dtype: Any = None) -> tuple[ModelCo
     flat = list(nnx.to_flat_state(nnx.state(abstract)))
     stored = _check(path, family, config, files, [(p, tuple(leaf.shape)) for p, leaf in flat])
     if dtype is None:
-        dtype = DTYPES[files.dtype(table.hf_name(("embed_tokens", "embedding")))]
+        stored_as = files.dtype(table.hf_name(("embed_tokens", "embedding")))
+        if stored_as not in DTYPES:
+            raise InputError(f"{path}: tensors are stored as {stored_as}; supported: {', '.join(DTYPES)}")
+        dtype = DTYPES[stored_as]
     module = nnx.eval_shape(lambda: family.module(config, rngs=nnx.Rngs(0), dtype=dtype, with_experts=False))
-    values = {
-        p: jnp.array(table.from_hf(p, files.read(table.hf_name(p))), dtype=leaf.dtype)
-        for p, leaf in nnx.to_flat_state(nnx.state(module))
-    }
-    # Training that diverged leaves its mark in every parameter, so the experts need not be searched too.
-    broken = sorted(table.hf_name(p) for p, value in values.items() if not jnp.isfinite(value).all())
+    values, broken = {}, []
+    for p, leaf in nnx.to_flat_state(nnx.state(module)):
+        tensor = files.read(table.hf_name(p))
+        if not all_finite(tensor):
+            broken.append(table.hf_name(p))
+        values[p] = jnp.array(table.from_hf(p, tensor), dtype=leaf.dtype)
     if broken:
-        raise InputError(f"{path}: {len(broken)} tensors hold NaN or infinity: {_some(broken)}")
+        raise InputError(f"{path}: {len(broken)} tensors hold NaN or infinity: {_some(sorted(broken))}")
     nnx.update(module, nnx.from_flat_state(values))
-    return config, module, _experts(config, files, stored, np.dtype(dtype))
+    return config, module, ExpertFiles(path, config, files, stored, np.dtype(dtype))
 
 
 def load_model(path: str | Path, dtype: Any = None) -> CausalLM:
@@ -138,13 +138,6 @@ def _fitting(files: TensorFiles, shapes: dict[str, tuple[int, ...]]) -> tuple[bo
     there = [name for name in shapes if name in files.names]
     right = sum(files.shape(name) == shapes[name] for name in there)
     return right == len(shapes), len(there), right
-
-
-def _experts(config: ModelConfig, files: TensorFiles, stored: dict[int, StoredExperts], dtype: np.dtype) -> Experts:
-    for number, (layer, way) in enumerate(sorted(stored.items())):
-        for expert in range(config.text.num_experts):
-            gate_up, down = way.read(files, layer, expert)
-            yield number, expert, gate_up.astype(dtype), down.astype(dtype)
 
 
 def parameter_count(module: nnx.Module) -> int:

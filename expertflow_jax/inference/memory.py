@@ -11,7 +11,7 @@ import numpy as np
 from expertflow_jax.inference.batching import Prompt, bucket
 from expertflow_jax.inference.rows import GROUP_SIZES
 from expertflow_jax.models.causal_lm import ModelConfig
-from expertflow_jax.offload.budget import MemoryPlan, parse_bytes, plan_memory
+from expertflow_jax.offload.budget import HostPlan, MemoryPlan, parse_bytes, plan_memory
 from expertflow_jax.predictor import Predictor
 
 
@@ -100,14 +100,20 @@ def plan_request(
     predictor: Predictor | None = None,
     memory_budget: str | int | None = None,
     cache_fraction: float | None = None,
+    scratch_bytes: int = 0,
+    host: HostPlan | None = None,
 ) -> MemoryPlan:
     """Divides the device memory for requests up to `size`.
+
+    Args:
+      scratch_bytes: that running an expert takes beside its buffer (`BufferLayout.scratch_bytes`).
+      host: how the experts are divided below the device; None: all are pinned.
 
     Raises:
       InputError: the budget is below the minimum (which the message names), or the arguments contradict each other.
     """
     text = config.text
-    forecast, workspace = 0, workspace_bytes(config, size, itemsize)
+    forecast, workspace = 0, workspace_bytes(config, size, itemsize) + scratch_bytes
     if predictor is not None:
         cache = predictor.cache_nbytes(size.sequences, size.tokens + size.new_tokens)
         forecast = predictor.nbytes + cache
@@ -125,4 +131,5 @@ def plan_request(
         expert_bytes=expert_bytes,
         num_layers=len(text.moe_layers),
         num_experts=text.num_experts,
+        host=host,
     )

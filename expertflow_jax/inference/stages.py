@@ -5,6 +5,7 @@ costs milliseconds at 48 layers). Axes: B sequences, T new tokens, S cache lengt
 width, E experts, n experts in a group, C rows of an expert, P numbers in an expert.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ class Stages:
 
     Attributes:
       dense_bytes: device bytes of everything but the experts.
+      layout: how experts lie in their buffers.
       layer_stages: of each layer, shared by layers of one structure.
     """
 
@@ -64,7 +66,7 @@ class Stages:
         self.dense_bytes = sum(a.nbytes for a in jax.tree.leaves((self._trunk, self._layer_states)))
         text = self.config.text
         self.dtype = module.dtype
-        self._layout = text.expert_layout(module.dtype)
+        self._use(text.expert_layout(module.dtype))
 
         def merged(state: Any) -> Any:
             return nnx.merge(trunk_def, state)
@@ -74,11 +76,20 @@ class Stages:
         self._head = jax.jit(lambda state, x: merged(state).head_stage(x))
         self._deepstack = jax.jit(lambda state, x, visual, index: merged(state).add_deepstack(x, visual, index))
 
-        def run(out: jax.Array, y: jax.Array, rows: jax.Array, *buffers: jax.Array) -> jax.Array:
-            return experts.run_expert_group(self._layout, buffers, rows, y, out)
-
-        self._run = jax.jit(run, donate_argnums=0)
         self._combine = jax.jit(experts.combine)
+
+    def _use(self, layout: experts.BufferLayout) -> None:
+        def run(out: jax.Array, y: jax.Array, rows: jax.Array, *buffers: jax.Array) -> jax.Array:
+            return experts.run_expert_group(layout, buffers, rows, y, out)
+
+        self.layout = layout
+        self._run = jax.jit(run, donate_argnums=0)
+
+    def with_layout(self, layout: experts.BufferLayout) -> "Stages":
+        """The same dense parameters, serving experts that lie in their buffers as `layout` says."""
+        other = copy.copy(self)
+        other._use(layout)
+        return other
 
     def embed_prompts(self, batch: PromptBatch) -> tuple[jax.Array, jax.Array | None]:
         """Input embeddings with images merged in [B, T, D], and DeepStack features (None without images)."""
@@ -110,7 +121,7 @@ class Stages:
 
     def empty_output(self, tokens: int, top_k: int) -> jax.Array:
         """Zeroed expert outputs [N * K + 1, D]; the last row takes the padding."""
-        return jnp.zeros((tokens * top_k + 1, self.config.text.hidden_size), self._layout.dtype)
+        return jnp.zeros((tokens * top_k + 1, self.config.text.hidden_size), self.dtype)
 
     def run_experts(self, out: jax.Array, y: jax.Array, rows: np.ndarray, buffers: Sequence[jax.Array]) -> jax.Array:
         """Adds the outputs of n experts to `out` (donated): rows int32 [n, C], y [N, D]."""

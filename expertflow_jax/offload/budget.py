@@ -2,7 +2,8 @@
 (DESIGN section 7.)
 
 A budget covers dense parameters, KV cache, workspace, predictor and slots. Transfers in flight need no part
-of their own: each occupies its slot from its start (see engine.py). Axes: L MoE layers, E experts, S slots.
+of their own: each occupies its slot from its start (see engine.py). A second budget may bound the host memory of the
+experts. Axes: L MoE layers, E experts, S slots.
 """
 
 import dataclasses
@@ -54,6 +55,34 @@ def format_bytes(nbytes: int) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
+class HostPlan:
+    """How the experts are divided between pinned host memory and the checkpoint's files.
+
+    Attributes:
+      experts: of the model.
+      pinned: experts that pinned host memory holds at most.
+      expert_bytes, file_bytes: one expert as it is pinned, and as it lies in the files.
+      reading_bytes: memory in which an expert is read and packed, beside the pinned ones; 0 if all are pinned.
+    """
+
+    experts: int
+    pinned: int
+    expert_bytes: int
+    file_bytes: int = 0
+    reading_bytes: int = 0
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory that experts take."""
+        return self.pinned * self.expert_bytes + self.reading_bytes
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes in the files of the experts that have no place in host memory."""
+        return (self.experts - self.pinned) * self.file_bytes
+
+
+@dataclasses.dataclass(frozen=True)
 class MemoryPlan:
     """How the device memory is divided.
 
@@ -65,6 +94,7 @@ class MemoryPlan:
       expert_bytes: one expert.
       num_layers, num_experts: L, E.
       slots: S, experts that fit at once.
+      host: how the experts are divided below the device; None: all are pinned.
     """
 
     dense_bytes: int
@@ -75,6 +105,7 @@ class MemoryPlan:
     num_layers: int
     num_experts: int
     slots: int
+    host: HostPlan | None = None
 
     @property
     def slot_bytes(self) -> int:
@@ -98,8 +129,13 @@ class MemoryPlan:
 
     @property
     def host_bytes(self) -> int:
-        """Pinned host memory of all experts."""
-        return self.num_layers * self.num_experts * self.expert_bytes
+        """Pinned host memory of the experts."""
+        return self.num_layers * self.num_experts * self.expert_bytes if self.host is None else self.host.host_bytes
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of the experts that are on disk alone."""
+        return 0 if self.host is None else self.host.disk_bytes
 
     @property
     def cache_fraction(self) -> float:
@@ -118,6 +154,16 @@ class MemoryPlan:
             ("total", self.total_bytes),
         ]
 
+    def describe_tiers(self) -> list[tuple[str, int]]:
+        """(tier, bytes) of device, host and disk, as a dry run prints them."""
+        experts = self.num_layers * self.num_experts
+        pinned = experts if self.host is None else self.host.pinned
+        return [
+            ("device", self.total_bytes),
+            (f"host, {pinned} experts pinned", self.host_bytes),
+            (f"disk, {experts - pinned} experts", self.disk_bytes),
+        ]
+
 
 def plan_memory(
     budget_bytes: int | None,
@@ -130,6 +176,7 @@ def plan_memory(
     expert_bytes: int,
     num_layers: int,
     num_experts: int,
+    host: HostPlan | None = None,
 ) -> MemoryPlan:
     """Derives the number of slots from a budget or from a fraction of all experts; without either, all are
     resident.
@@ -141,6 +188,7 @@ def plan_memory(
       dense, kv, workspace, predictor: bytes of these parts.
       expert_bytes: bytes of one expert.
       num_layers, num_experts: L, E.
+      host: how the experts are divided below the device; None: all are pinned.
 
     Raises:
       InputError: both are given; the fraction is outside (0, 1]; or the budget does not hold the fixed parts
@@ -152,7 +200,7 @@ def plan_memory(
             "are both given; leave one of them out"
         )
     experts = num_layers * num_experts
-    plan = MemoryPlan(dense, kv, workspace, predictor, expert_bytes, num_layers, num_experts, experts)
+    plan = MemoryPlan(dense, kv, workspace, predictor, expert_bytes, num_layers, num_experts, experts, host)
     if cache_fraction is not None:
         if not 0 < cache_fraction <= 1:
             raise InputError(f"cache_fraction {cache_fraction:g}: it must be above 0 and at most 1")
@@ -169,3 +217,30 @@ def plan_memory(
             "memory_budget, or make batch or prompts smaller"
         )
     return dataclasses.replace(plan, slots=min(experts, (budget_bytes - plan.fixed_bytes) // expert_bytes))
+
+
+def plan_host(
+    budget_bytes: int | None, *, experts: int, expert_bytes: int, file_bytes: int, reading_bytes: int
+) -> HostPlan:
+    """Divides the experts between pinned host memory and files.
+
+    Args:
+      budget_bytes: host memory for experts, or None for as much as they take.
+      experts: of the model.
+      expert_bytes, file_bytes: one expert as it is pinned, and as it lies in the files.
+      reading_bytes: memory that reading and packing one expert takes.
+
+    Raises:
+      InputError: the budget does not hold two experts, one on its way to the device while the next is read, with the
+        minimum that would.
+    """
+    if budget_bytes is None or budget_bytes >= experts * expert_bytes + reading_bytes:
+        return HostPlan(experts, experts, expert_bytes, file_bytes, 0)
+    least = reading_bytes + 2 * expert_bytes
+    if budget_bytes < least:
+        raise InputError(
+            f"host_memory_budget {format_bytes(budget_bytes)} is below the minimum of {least} bytes "
+            f"({format_bytes(least)}): two experts of {format_bytes(expert_bytes)} and {format_bytes(reading_bytes)} "
+            "to read one; raise host_memory_budget"
+        )
+    return HostPlan(experts, (budget_bytes - reading_bytes) // expert_bytes, expert_bytes, file_bytes, reading_bytes)

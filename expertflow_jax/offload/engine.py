@@ -47,7 +47,7 @@ CALLED_FOR = 0.5  # forecast probability from which an expert counts as foreseen
 
 _COUNTS = (
     *("hits", "late", "misses", "corrections", "prefetches", "urgent_transfers", "background_transfers"),
-    *("evictions", "wasted_prefetches", "bytes_transferred", "layer_steps", "steps"),
+    *("evictions", "wasted_prefetches", "bytes_transferred", "disk_reads", "disk_bytes", "layer_steps", "steps"),
 )
 
 
@@ -68,6 +68,7 @@ class ExpertCacheEngine:
         link: LinkSpec | str = "direct",
         clock: Clock | None = None,
         window: int | None = None,
+        disk: LinkSpec | str = "direct",
     ):
         """
         Args:
@@ -77,6 +78,7 @@ class ExpertCacheEngine:
           link: see `LinkSpec.parse`.
           clock: a new virtual one by default.
           window: transfers under way at most; the link's own default if None.
+          disk: from files to host memory, of a store that leaves experts on disk; counts on the virtual clock alone.
 
         Raises:
           InputError: fewer than one slot, or fewer than the policy needs; an unknown policy or link.
@@ -91,6 +93,7 @@ class ExpertCacheEngine:
         self.policy.attach(self.pool)
         self._changed = threading.Condition(threading.RLock())
         self._link = self._make_link(LinkSpec.parse(link), window)
+        self._disk = LinkSpec.parse(disk)
         self._urgent: collections.deque[int] = collections.deque()
         self._background: dict[int, None] = {}  # a queue without repeats
         self._needed: set[int] = set()  # asked for in this layer-step and not yet computed
@@ -116,6 +119,7 @@ class ExpertCacheEngine:
             self._background.clear()
             self._needed.clear()
             self.pool.clear()
+            self.store.reset()
             self._tick = 0
             share = split_evenly(self.num_slots, self.store.num_layers)
             for layer, slots in enumerate(share):
@@ -124,12 +128,11 @@ class ExpertCacheEngine:
                         continue
                     key = layer * self.store.num_experts + expert
                     self.pool.reserve(slot, key, 0)
-                    self.pool.write(slot, self.store.source(key))
+                    buffer = self.pool.write(slot, self.store.source(key))
+                    if buffer is not None:  # the store may let go of an expert only when it has travelled
+                        buffer.block_until_ready()
                     self.pool.publish(slot, int(self.pool.generation[slot]))
             self.policy.attach(self.pool)
-        for buffer in self.pool.buffers:
-            if buffer is not None:
-                buffer.block_until_ready()
 
     def begin_step(self, horizon: np.ndarray | None) -> None:
         """A step begins.
@@ -346,6 +349,12 @@ class ExpertCacheEngine:
 
     def load(self, transfer: Transfer) -> int:
         """For the link, without the lock: starts the copy into the reserved slot; returns its bytes."""
+        if unpinned := self.store.unpinned_bytes(transfer.key):
+            with self._changed:
+                self._counts["disk_reads"] += 1
+                self._counts["disk_bytes"] += unpinned
+            if self.clock.virtual:
+                transfer.disk_seconds = self._disk.seconds_on_link(unpinned) + self._disk.latency_seconds
         transfer.buffer = self.pool.write(transfer.slot, self.store.source(transfer.key))
         return self.store.expert_bytes
 
@@ -360,7 +369,8 @@ class ExpertCacheEngine:
 
     def stats(self) -> dict[str, Any]:
         """Counts, bytes and seconds since `reset_stats`, by the row keys of DESIGN section 5, and a few more:
-        urgent_transfers, background_transfers, evictions, wasted_prefetches, link_seconds (the link occupied),
+        urgent_transfers, background_transfers, evictions, wasted_prefetches, disk_reads and disk_bytes (experts that
+        were not in host memory), link_seconds (the link occupied),
         peak_slot_bytes, layer_steps, steps.
         """
         with self._changed:

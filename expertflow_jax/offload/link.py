@@ -81,6 +81,7 @@ class Transfer:
     slot: int
     generation: int
     kind: str  # "urgent" (compute waits), "prefetch" (forecast), "background" (after a lossy miss)
+    disk_seconds: float = 0.0  # read from disk before it may travel, on the virtual clock
     start: float = 0.0
     end: float = 0.0
     buffer: Any = None
@@ -174,7 +175,7 @@ class VirtualLink:
     def _start(self, transfer: Transfer, start: float) -> None:
         occupied = self._source.load(transfer)
         seconds = self.spec.seconds_on_link(occupied)
-        self._free_at = start + seconds
+        self._free_at = start + transfer.disk_seconds + seconds
         self.busy_seconds += seconds
         transfer.start, transfer.end = start, self._free_at + self.spec.latency_seconds
         self._under_way.append(transfer)

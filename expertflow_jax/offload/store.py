@@ -7,12 +7,13 @@ Axes: L MoE layers, E experts, P numbers in an expert (see `models.experts.Exper
 expert width.
 """
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.models.experts import BufferLayout
 
 
 class HostTier(Protocol):
@@ -25,6 +26,17 @@ class HostTier(Protocol):
     def source(self, key: int) -> jax.Array | None:
         """The expert's host buffer, or None where only sizes are simulated."""
 
+    def unpinned_bytes(self, key: int) -> int:
+        """Bytes that must be read from disk before `source` gives the expert; 0 if it is in host memory."""
+
+    def reset(self) -> None:
+        """Brings the tier to the state from which runs start."""
+
+
+def pinned_memory(device: jax.Device | None = None) -> jax.sharding.SingleDeviceSharding:
+    """Where host buffers live: pinned host memory of `device`, the first local one by default."""
+    return jax.sharding.SingleDeviceSharding(device or jax.local_devices()[0], memory_kind="pinned_host")
+
 
 class ExpertStore:
     """Pinned host buffers of all experts of one model.
@@ -34,10 +46,10 @@ class ExpertStore:
       expert_bytes: bytes of one expert.
     """
 
-    def __init__(self, layout: Any, num_layers: int, num_experts: int, device: jax.Device | None = None):
+    def __init__(self, layout: BufferLayout, num_layers: int, num_experts: int, device: jax.Device | None = None):
         """
         Args:
-          layout: an `ExpertLayout`: `.size` numbers of `.dtype`, `.nbytes`, `.pack(gate_up, down)`.
+          layout: how an expert lies in its buffer.
           num_layers, num_experts: L, E.
           device: whose pinned host memory holds the experts; the first local device by default.
         """
@@ -45,8 +57,7 @@ class ExpertStore:
         self.num_layers = num_layers
         self.num_experts = num_experts
         self.expert_bytes = int(layout.nbytes)
-        self.device = device or jax.local_devices()[0]
-        self._pinned = jax.sharding.SingleDeviceSharding(self.device, memory_kind="pinned_host")
+        self._memory = pinned_memory(device)
         self._buffers: list[jax.Array | None] = [None] * (num_layers * num_experts)
 
     def put(self, layer: int, expert: int, gate_up: np.ndarray, down: np.ndarray) -> None:
@@ -55,28 +66,30 @@ class ExpertStore:
         Raises:
           InputError: the indices or the shapes do not belong to this model.
         """
-        self.put_flat(layer, expert, np.asarray(self.layout.pack(gate_up, down)))
+        self._keep(layer, expert, np.asarray(self.layout.pack(gate_up, down)))
 
     def put_flat(self, layer: int, expert: int, flat: np.ndarray) -> None:
-        """Stores one expert from its flat form [P]; the data is copied (`device_put` may alias aligned NumPy
-        memory).
+        """Stores one expert from its flat form [P]; the data is copied.
 
         Raises:
           InputError: the indices or the size do not belong to this model.
         """
+        self._keep(layer, expert, np.array(flat, dtype=self.layout.dtype, copy=True))
+
+    def _keep(self, layer: int, expert: int, own: np.ndarray) -> None:
+        """Stores memory that nobody else writes to: `device_put` may use it rather than copy it."""
         if not (0 <= layer < self.num_layers and 0 <= expert < self.num_experts):
             raise InputError(
                 f"expert {expert} of layer {layer}: the model has {self.num_layers} layers of "
                 f"{self.num_experts} experts; check the checkpoint against its config"
             )
-        if flat.shape != (self.layout.size,):
+        if own.shape != (self.layout.size,):
             raise InputError(
-                f"expert {expert} of layer {layer} has {flat.size} numbers, the config says "
+                f"expert {expert} of layer {layer} has {own.size} numbers, the config says "
                 f"{self.layout.size}; check the checkpoint against its config"
             )
-        own = np.array(flat, dtype=self.layout.dtype, copy=True)
         own.flags.writeable = False
-        self._buffers[layer * self.num_experts + expert] = jax.device_put(own, self._pinned)
+        self._buffers[layer * self.num_experts + expert] = jax.device_put(own, self._memory)
 
     def buffer(self, layer: int, expert: int) -> jax.Array:
         """The expert's flat host buffer [P], memory kind pinned_host."""
@@ -93,6 +106,13 @@ class ExpertStore:
             layer, expert = divmod(key, self.num_experts)
             raise InputError(f"expert {expert} of layer {layer} was never loaded; the checkpoint is incomplete")
         return buffer
+
+    def unpinned_bytes(self, key: int) -> int:
+        """0: every expert is in host memory."""
+        return 0
+
+    def reset(self) -> None:
+        """Nothing to do: what is stored stays."""
 
     @property
     def missing(self) -> list[tuple[int, int]]:
@@ -115,3 +135,9 @@ class ExpertSizes:
 
     def source(self, key: int) -> None:
         return None
+
+    def unpinned_bytes(self, key: int) -> int:
+        return 0
+
+    def reset(self) -> None:
+        pass

@@ -101,10 +101,10 @@ def test_bfloat16_on_disk(tmp_path):
     save_hf(tmp_path / "narrow", module.config, module, jnp.bfloat16)
     _, dense, experts = load_dense_and_experts(tmp_path / "narrow")
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(dense))} == {jnp.dtype(jnp.bfloat16)}
-    assert next(experts)[2].dtype == jnp.bfloat16
+    assert next(iter(experts))[2].dtype == jnp.bfloat16
     _, dense, experts = load_dense_and_experts(tmp_path / "narrow", jnp.float32)
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(dense))} == {jnp.dtype(jnp.float32)}
-    assert next(experts)[2].dtype == np.float32
+    assert next(iter(experts))[2].dtype == np.float32
 
 
 def test_experts_come_one_by_one_in_order():
