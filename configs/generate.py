@@ -10,10 +10,14 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns the config."""
     config = ml_collections.ConfigDict()
     config.model = "digit_scenes_moe"  # a committed model's name, a checkpoint directory, or a hub id
-    config.predictor = "digit_scenes_predictor"  # empty: no forecast
-    config.dtype = "float32"  # empty: the checkpoint's own
-    config.memory_budget = ""  # for example "8GiB"; empty: by cache_fraction
-    config.cache_fraction = 0.5  # slots / experts; 0: by memory_budget, or all resident without one
+    config.predictor = "auto"  # its directory; auto: the one that comes with a committed model; empty: no forecast
+    config.dtype = ""  # "float32" or "bfloat16"; empty: the checkpoint's own
+    config.expert_dtype = ""  # "int8" or "int4" keeps and moves experts quantised, which is lossy
+    config.memory_budget = ""  # of the device, for example "8GiB"; empty: by cache_fraction
+    config.cache_fraction = 0.5  # slots / experts, if there is no memory_budget; 0: all resident
+    config.host_memory_budget = (
+        ""  # for experts, for example "32GiB"; the others stay on disk. Empty: as much as it takes
+    )
     config.policy = "expertflow"
     config.miss_policy = "wait"
     config.link = "direct"

@@ -3,8 +3,11 @@
 import ml_collections
 
 
-def block(policies, schedulers=("fifo",), miss_policies=("wait",), cache_fractions=(), memory_budgets=()):
-    """One block of the grid: every combination of its values. Sizes are slots / experts, or budgets in bytes."""
+def block(
+    policies, schedulers=("fifo",), miss_policies=("wait",), cache_fractions=(), memory_budgets=(), expert_dtypes=("",)
+):
+    """One block of the grid: every combination of its values. Sizes are slots / experts, or budgets in bytes; an empty
+    expert dtype is the model's own, "int8" and "int4" are quantised experts beside it."""
     return ml_collections.ConfigDict(
         {
             "policies": tuple(policies),
@@ -12,6 +15,7 @@ def block(policies, schedulers=("fifo",), miss_policies=("wait",), cache_fractio
             "miss_policies": tuple(miss_policies),
             "cache_fractions": tuple(cache_fractions),
             "memory_budgets": tuple(memory_budgets),
+            "expert_dtypes": tuple(expert_dtypes),
         }
     )
 
@@ -22,6 +26,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = "digit_scenes_moe"  # a committed model's name, a checkpoint directory, or a hub id
     config.predictor = "digit_scenes_predictor"  # a committed predictor's name, or its directory
     config.dtype = "float32"
+    config.host_memory_budget = ""  # of each model's experts, for example "32GiB"; the others stay on disk. Empty: all
+    config.disk = "emulated(0.03,100)"  # GB/s, microseconds: from files to host memory, a fifth of the link
 
     config.tasks = ("vqa_v2", "mmbench")
     config.data_dir = ""  # official files; empty: the digit scenes, written to WORKDIR/data

@@ -11,7 +11,7 @@ from expertflow_jax import cli
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt", required=True, help="the user's turn")
+    parser.add_argument("--prompt", help="the user's turn; only a dry run may do without")
     parser.add_argument("--image", metavar="FILE", help="an image that goes with it")
 
 
@@ -19,27 +19,46 @@ def main(invocation: cli.Invocation) -> None:
     from rich.console import Console
 
     from expertflow_jax.api import OffloadedModel
-    from expertflow_jax.offload.budget import format_bytes
+    from expertflow_jax.errors import InputError
+    from expertflow_jax.inference.planning import ModelSizes, plan_service
+    from expertflow_jax.locate import committed_predictor, locate
+    from expertflow_jax.offload.budget import MemoryPlan, format_bytes
+    from expertflow_jax.predictor import Predictor
 
     config, options = invocation.config, invocation.options
+    console = Console(highlight=False, soft_wrap=True)
+    predictor = committed_predictor(config.model) if config.predictor == "auto" else config.predictor
+    limits = {
+        "memory_budget": config.memory_budget or None,
+        "cache_fraction": None if config.memory_budget else config.cache_fraction or None,
+        "max_batch_size": 1,
+        "max_tokens": config.max_tokens,
+        "max_image_tokens": config.max_image_tokens,
+    }
+    kept = {"expert_dtype": config.expert_dtype or None, "host_memory_budget": config.host_memory_budget or None}
+
+    def show(plan: MemoryPlan) -> None:
+        for part, size in [*plan.describe(), *plan.describe_tiers()[1:]]:
+            console.print(f"{part:<28} {format_bytes(size)}")
+
+    if invocation.dry_run:  # needs config.json, and no weights
+        sizes = ModelSizes.described_in(locate(config.model, weights=False), config.dtype or None, **kept)
+        forecaster = Predictor.load(locate(predictor, "predictor")) if predictor else None
+        show(plan_service(sizes, forecaster, **limits)[1])
+        return
+    if options.prompt is None:
+        raise InputError("--prompt is missing: what should be answered? (--dry_run prints the memory plan alone)")
     with OffloadedModel.from_pretrained(
         config.model,
-        memory_budget=config.memory_budget or None,
-        cache_fraction=config.cache_fraction or None,
         policy=config.policy,
         miss_policy=config.miss_policy,
-        predictor=config.predictor or None,
+        predictor=predictor or None,
         dtype=config.dtype or None,
         link=config.link,
-        max_batch_size=1,
-        max_tokens=config.max_tokens,
-        max_image_tokens=config.max_image_tokens,
+        **kept,
+        **limits,
     ) as model:
-        console = Console(highlight=False, soft_wrap=True)
-        for part, size in model.memory_plan().describe():
-            console.print(f"{part:<28} {format_bytes(size)}")
-        if invocation.dry_run:
-            return
+        show(model.memory_plan())
         shown = ""
         moments = [time.perf_counter()]
 

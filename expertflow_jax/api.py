@@ -6,7 +6,6 @@
 Axes: B sequences, T tokens, V vocabulary, P patches, L MoE layers, K top-k.
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +18,8 @@ from expertflow_jax.inference.chat import Message, encode_prompts
 from expertflow_jax.inference.forecasting import Forecaster, NoForecast, PredictedForecast
 from expertflow_jax.inference.generation import Generated, generate_batch
 from expertflow_jax.inference.loading import LoadedModel, load_model, pin_experts
-from expertflow_jax.inference.memory import RequestSize, plan_request
+from expertflow_jax.inference.memory import RequestSize
+from expertflow_jax.inference.planning import ModelSizes, plan_service
 from expertflow_jax.inference.sampling import Sampler
 from expertflow_jax.inference.session import InferenceSession
 from expertflow_jax.locate import locate
@@ -122,29 +122,15 @@ class OffloadedModel:
         if predictor is not None:
             forecaster = Predictor.load(locate(predictor, "predictor"), expect_fingerprint=model.fingerprint)
         pin_experts(model.store, None if forecaster is None else forecaster.popularity)
-        vision = model.config.vision
-        tokens = min(max_tokens, model.config.text.max_position_embeddings)
-        image = 0 if vision is None else vision.most_patches(min(max_image_tokens, tokens))
-
-        def planned(sequences: int) -> tuple[RequestSize, MemoryPlan]:
-            size = RequestSize(sequences, tokens, 0, image * sequences, image)
-            return size, plan_request(
-                model.config,
-                model.stages.dense_bytes,
-                model.store.expert_bytes,
-                size,
-                itemsize=np.dtype(model.stages.dtype).itemsize,
-                predictor=forecaster,
-                memory_budget=memory_budget,
-                cache_fraction=cache_fraction,
-                scratch_bytes=model.stages.layout.scratch_bytes,
-                host=model.host,
-            )
-
-        if max_batch_size is None and memory_budget is not None:
-            size, plan = _roomiest(planned)
-        else:
-            size, plan = planned(8 if max_batch_size is None else max_batch_size)
+        size, plan = plan_service(
+            ModelSizes.of(model),
+            forecaster,
+            memory_budget=memory_budget,
+            cache_fraction=cache_fraction,
+            max_batch_size=max_batch_size,
+            max_tokens=max_tokens,
+            max_image_tokens=max_image_tokens,
+        )
         return cls(model, plan, size, policy=policy, miss_policy=miss_policy, predictor=forecaster, link=link)
 
     def logits(
@@ -360,17 +346,6 @@ class OffloadedModel:
             else:
                 prompts.append(Prompt(own, np.asarray(pixel_values)[begin:patch], grids[first:image]))
         return prompts
-
-
-def _roomiest(planned: Callable[[int], tuple[RequestSize, MemoryPlan]]) -> tuple[RequestSize, MemoryPlan]:
-    """The most sequences that leave experts half of what the dense parameters leave."""
-    for sequences in (8, 4, 2):
-        with contextlib.suppress(InputError):
-            size, plan = planned(sequences)
-            everything = plan.slots == plan.num_layers * plan.num_experts
-            if everything or 2 * plan.slots * plan.expert_bytes >= plan.total_bytes - plan.dense_bytes:
-                return size, plan
-    return planned(1)
 
 
 def _before(text: str, stop: Sequence[str]) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 from expertflow_jax.errors import InputError
 
 ASSETS = Path(__file__).parent / "assets"
-_WANTED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt")  # never code, never pickles
+_WEIGHTS = "*.safetensors"
+_WANTED_FILES = ("*.json", "*.jinja", "*.txt")  # never code, never pickles
 
 
 def committed() -> list[str]:
@@ -13,8 +14,19 @@ def committed() -> list[str]:
     return sorted(p.name for p in ASSETS.iterdir() if p.is_dir()) if ASSETS.is_dir() else []
 
 
-def locate(name: str, key: str = "model") -> Path:
+def committed_predictor(model: str) -> str:
+    """Name of the predictor that comes with the committed model `model`; empty if there is none."""
+    name = f"{model.removesuffix('_moe')}_predictor"
+    return name if {model, name} <= set(committed()) else ""
+
+
+def locate(name: str, key: str = "model", *, weights: bool = True) -> Path:
     """The directory that `name` stands for, downloading a hub id's safetensors and JSON files if need be.
+
+    Args:
+      name: a directory, a committed name, or a hub id.
+      key: what it is, for messages.
+      weights: without them, only a hub id's small files are downloaded.
 
     Raises:
       InputError: no such directory, committed name or hub id.
@@ -27,19 +39,19 @@ def locate(name: str, key: str = "model") -> Path:
     if path.exists():
         raise InputError(f"{key}: {name} is a file; name the directory that holds config.json")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _download(name, key)
+        return _download(name, key, (*_WANTED_FILES, _WEIGHTS) if weights else _WANTED_FILES)
     raise InputError(
         f"{key}: {name!r} is no directory, and not among the committed ones ({', '.join(committed())}); "
         "a hub id looks like owner/name"
     )
 
 
-def _download(hub_id: str, key: str) -> Path:
+def _download(hub_id: str, key: str, files: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(_WANTED_FILES)))
+        return Path(snapshot_download(hub_id, allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).split("\n")[0]
         raise InputError(f"{key}: no directory {hub_id}, and the hub did not give it: {reason}") from error

@@ -12,6 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.offload.misses import make_miss_policy
 from expertflow_jax.study import statistics
 from expertflow_jax.study.data import TaskData
@@ -81,7 +82,7 @@ def units(data: TaskData, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def make_row(
     config: ml_collections.ConfigDict,
-    model_name: str,
+    model: LoadedModel,
     cell: Cell,
     data: TaskData,
     execution: Execution,
@@ -92,6 +93,7 @@ def make_row(
     """The cell's row.
 
     Args:
+      model: that the cell ran.
       reference: the all-resident run of the same batches, for bit-identity.
       baseline: the all-resident run in order of arrival, for paired accuracy.
     """
@@ -108,17 +110,19 @@ def make_row(
     asked = stats["hits"] + stats["late"] + stats["misses"]
     return CellRow(
         cell_id=cell_id(cell),
-        model=model_name,
+        model=model.name,
         task=cell.task,
         split=config.split,
         policy=cell.policy,
         scheduler=cell.scheduler,
         miss_policy=cell.miss_policy,
-        lossless=make_miss_policy(cell.miss_policy).lossless,
+        expert_dtype=model.expert_dtype,
+        lossless=make_miss_policy(cell.miss_policy).lossless and not model.quantized,
         cache_fraction=plan.cache_fraction,
         slots=plan.slots,
         memory_budget_bytes=plan.total_bytes,
         peak_device_bytes=execution.peak_device_bytes,
+        host_bytes=plan.host_bytes,
         expert_bytes=plan.expert_bytes,
         batch_size=config.batch_size,
         seed=cell.seed,
@@ -141,6 +145,7 @@ def make_row(
         stall_seconds=stats["stall_seconds"],
         predictor_seconds=stats["predictor_seconds"],
         bytes_transferred=stats["bytes_transferred"],
+        disk_bytes=stats["disk_bytes"],
         prefetches=stats["prefetches"],
         hits=stats["hits"],
         late=stats["late"],

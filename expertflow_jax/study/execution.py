@@ -5,7 +5,7 @@ Axes: W examples, V vocabulary, L MoE layers, E experts.
 
 import dataclasses
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ class Setting:
     """What all cells of a study share.
 
     Attributes:
+      model: as the checkpoint has it.
+      quantized: by the `expert_dtype` of cells, the same model with such experts.
       predictor: None if no cell forecasts.
       data, signatures: per task; signatures float32 [W, L, E].
       costs: seconds of each stage on the virtual clock; None under the real one.
@@ -55,19 +57,28 @@ class Setting:
     batch_size: int
     window: int
     max_wait: int | None
+    disk: str = "direct"
+    quantized: Mapping[str, LoadedModel] = dataclasses.field(default_factory=dict)
+
+    def model_of(self, cell: Cell) -> LoadedModel:
+        """The model that the cell runs."""
+        return self.quantized[cell.expert_dtype] if cell.expert_dtype else self.model
 
     def plan(self, cell: Cell) -> MemoryPlan:
         """How the cell's device memory is divided; raises InputError below the minimum budget."""
-        data, stages = self.data[cell.task], self.model.stages
+        data, model = self.data[cell.task], self.model_of(cell)
+        stages = model.stages
         return plan_request(
-            self.model.config,
+            model.config,
             stages.dense_bytes,
-            self.model.store.expert_bytes,
+            model.store.expert_bytes,
             RequestSize.of(data.prompts, self.batch_size, max(e.max_new_tokens for e in data.examples)),
             itemsize=np.dtype(stages.dtype).itemsize,
             predictor=self.predictor if cell.forecasts else None,
             memory_budget=cell.memory_budget,
             cache_fraction=cell.cache_fraction,
+            scratch_bytes=stages.layout.scratch_bytes,
+            host=model.host,
         )
 
     def scheduler(self, cell: Cell) -> Scheduler:
@@ -122,7 +133,8 @@ def execute(
     plan = setting.plan(cell)
     clock = VirtualClock() if setting.costs is not None else RealClock()
     gc.collect()  # the slots of an engine that is gone must not count as this cell's memory
-    engine = ExpertCacheEngine(setting.model.store, plan.slots, make_policy(cell.policy), setting.link, clock)
+    store = setting.model_of(cell).store
+    engine = ExpertCacheEngine(store, plan.slots, make_policy(cell.policy), setting.link, clock, disk=setting.disk)
     try:
         if not clock.virtual:  # compile outside the measurement
             _run(setting, cell, engine, truth, None)
@@ -141,7 +153,7 @@ def _run(
     on_batch: Callable[[int, int], None] | None,
     plan: MemoryPlan | None = None,
 ) -> Execution:
-    model, data = setting.model, setting.data[cell.task]
+    model, data = setting.model_of(cell), setting.data[cell.task]
     session = InferenceSession(model.stages, engine, make_miss_policy(cell.miss_policy), setting.costs)
     count = len(data.prompts)
     texts = [""] * count

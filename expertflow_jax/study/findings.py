@@ -25,7 +25,7 @@ def findings(rows: Sequence[CellRow]) -> list[Block]:
         ("Is it faster?", _speed),
         ("Does it keep the right experts?", _hit_rates),
         ("Does regrouping sequences help?", _schedulers),
-        ("What do lossy misses cost, and buy?", _lossy),
+        ("What do losses cost, and buy?", _lossy),
         ("What these numbers do not support", _limits),
     ]
     blocks: list[Block] = []
@@ -51,7 +51,7 @@ def changes_accuracy(rows: Sequence[CellRow]) -> dict[str, float]:
 
 def name(row: CellRow) -> str:
     """A cell in a sentence."""
-    return f"{row.task}, `{row.policy}` / `{row.scheduler}` / `{row.miss_policy}` at {row.cache_fraction:.3g}"
+    return f"{row.task}, `{row.policy}` / `{row.scheduler}` / `{row.losses}` at {row.cache_fraction:.3g}"
 
 
 def span(values: Iterable[float], form: str = "{:.2f}x") -> str:
@@ -108,7 +108,7 @@ def _noise(task: str, floor: NoiseFloor, rows: Sequence[CellRow]) -> str:
 
 def _plain(rows: Sequence[CellRow], policy: str | None = None) -> list[CellRow]:
     """Lossless cells in order of arrival."""
-    wanted = [row for row in rows if row.scheduler == "fifo" and row.miss_policy == "wait"]
+    wanted = [row for row in rows if row.scheduler == "fifo" and row.lossless]
     return [row for row in wanted if row.policy == policy] if policy else wanted
 
 
@@ -202,7 +202,7 @@ def _hit_rates(rows: Sequence[CellRow]) -> list[Block]:
 
 def _schedulers(rows: Sequence[CellRow]) -> list[Block]:
     compare = Comparisons(rows)
-    subject = [row for row in rows if row.policy == SUBJECT and row.miss_policy == "wait" and row.scheduler != "fifo"]
+    subject = [row for row in rows if row.policy == SUBJECT and row.lossless and row.scheduler != "fifo"]
     said = []
     for scheduler in ordered(row.scheduler for row in subject):
         pairs = [
@@ -237,14 +237,16 @@ def _lossy(rows: Sequence[CellRow]) -> list[Block]:
         f"**{len(worse)} of {len(lossy)}** lossy cells differ in accuracy from the all-resident run (Holm-adjusted p "
         f"below {ALPHA}, interval without 0, beyond the noise floor)."
     ]
-    for miss_policy in ordered(row.miss_policy for row in lossy):
-        mine = [row for row in lossy if row.miss_policy == miss_policy]
+    for losses in ordered(row.losses for row in lossy):
+        mine = [row for row in lossy if row.losses == losses]
         lost = [row for row in mine if row.cell_id in claimed]
         gains = [gain for row in mine if (gain := _gain(compare, row)) is not None]
         changes = f" by {span((100 * r.accuracy_delta for r in lost), '{:+.1f}')} points" if lost else ""
         bought = f"; {span(gains)} the tokens per second of waiting" if gains else ""
+        if all(row.quantized for row in mine):
+            bought += _moved(compare, mine)
         said.append(
-            f"`{miss_policy}`: accuracy differs in {len(lost)} of {_cells(len(mine))}{changes}; "
+            f"`{losses}`: accuracy differs in {len(lost)} of {_cells(len(mine))}{changes}; "
             f"{span((r.flips for r in mine), '{}')} changed answers{bought}."
         )
     if unclear:
@@ -265,7 +267,7 @@ def _lossy(rows: Sequence[CellRow]) -> list[Block]:
             "task",
             "policy",
             "scheduler",
-            "misses",
+            "losses",
             "cache fraction",
             "difference, points",
             "adjusted p",
@@ -273,7 +275,7 @@ def _lossy(rows: Sequence[CellRow]) -> list[Block]:
         ]
         lines = [
             [
-                *(row.task, row.policy, row.scheduler, row.miss_policy, f"{row.cache_fraction:.3g}", _difference(row)),
+                *(row.task, row.policy, row.scheduler, row.losses, f"{row.cache_fraction:.3g}", _difference(row)),
                 *(f"{claimed[row.cell_id]:.1e}", _times(_gain(compare, row))),
             ]
             for row in worse[:_SHOWN]
@@ -286,6 +288,17 @@ def _lossy(rows: Sequence[CellRow]) -> list[Block]:
 
 def _gain(compare: Comparisons, row: CellRow) -> float | None:
     return compare.speed_up(row, policy=row.policy, scheduler=row.scheduler)
+
+
+def _moved(compare: Comparisons, rows: Sequence[CellRow]) -> str:
+    """How many fewer bytes quantised experts put on the link; nothing if no cell of the same size tells."""
+    pairs = [(row, compare.same_size(row, policy=row.policy, scheduler=row.scheduler)) for row in rows]
+    found = [
+        other.bytes_transferred / row.bytes_transferred
+        for row, other in pairs
+        if other is not None and row.bytes_transferred
+    ]
+    return f", {span(found, '{:.1f}')} times fewer bytes moved" if found else ""
 
 
 def _times(ratio: float | None) -> str:

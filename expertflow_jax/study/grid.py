@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import ml_collections
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.models.quantized import BITS
 from expertflow_jax.offload.misses import MISS_POLICIES
 from expertflow_jax.offload.policies import POLICIES, make_policy
 from expertflow_jax.scheduling import SCHEDULERS
@@ -20,7 +21,8 @@ from expertflow_jax.tasks.registry import TASKS
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """Coordinates of one point. Exactly one of `cache_fraction` and `memory_budget` is set."""
+    """Coordinates of one point. Exactly one of `cache_fraction` and `memory_budget` is set; `expert_dtype` is set where
+    experts are quantised."""
 
     task: str
     policy: str
@@ -29,11 +31,17 @@ class Cell:
     cache_fraction: float | None
     memory_budget: str | None
     seed: int
+    expert_dtype: str | None = None
+
+    @property
+    def resident(self) -> "Cell":
+        """The all-resident cell with the same experts and batches."""
+        return dataclasses.replace(self, policy="resident", miss_policy="wait", cache_fraction=1.0, memory_budget=None)
 
     @property
     def reference(self) -> "Cell":
-        """The all-resident cell with the same batches."""
-        return dataclasses.replace(self, policy="resident", miss_policy="wait", cache_fraction=1.0, memory_budget=None)
+        """The all-resident cell with the same batches and the experts as they are in the checkpoint."""
+        return dataclasses.replace(self.resident, expert_dtype=None)
 
     @property
     def baseline(self) -> "Cell":
@@ -49,7 +57,8 @@ class Cell:
     def label(self) -> str:
         """Short name for progress and messages."""
         size = self.memory_budget or f"{self.cache_fraction:g}"
-        return f"{self.task} {self.policy}/{self.scheduler}/{self.miss_policy} @{size} seed {self.seed}"
+        quantized = f"/{self.expert_dtype}" if self.expert_dtype else ""
+        return f"{self.task} {self.policy}/{self.scheduler}/{self.miss_policy}{quantized} @{size} seed {self.seed}"
 
 
 def cells(config: ml_collections.ConfigDict) -> list[Cell]:
@@ -66,6 +75,8 @@ def cells(config: ml_collections.ConfigDict) -> list[Cell]:
         _check_names(f"{where}.schedulers", block.schedulers, SCHEDULERS)
         _check_names(f"{where}.miss_policies", block.miss_policies, MISS_POLICIES)
         _check_names("config key tasks", config.tasks, TASKS)
+        expert_dtypes = tuple(block.get("expert_dtypes", ("",)))
+        _check_names(f"{where}.expert_dtypes", filter(None, expert_dtypes), BITS)
         fractions, budgets = tuple(block.cache_fractions), tuple(block.get("memory_budgets", ()))
         if bad := [f for f in fractions if not 0 < f <= 1]:
             raise InputError(f"{where}.cache_fractions: {bad[0]} is not in (0, 1]; it is slots / experts")
@@ -73,13 +84,23 @@ def cells(config: ml_collections.ConfigDict) -> list[Cell]:
         sizes += [(None, str(b)) for b in budgets]
         if not sizes:
             raise InputError(f"{where}: name cache_fractions or memory_budgets")
-        axes: Sequence[Iterable] = (config.tasks, block.schedulers, block.policies, block.miss_policies, sizes)
-        for task, scheduler, policy, miss_policy, (fraction, budget) in itertools.product(*axes):
+        axes: Sequence[Iterable] = (
+            config.tasks,
+            block.schedulers,
+            block.policies,
+            block.miss_policies,
+            sizes,
+            expert_dtypes,
+        )
+        for task, scheduler, policy, miss_policy, (fraction, budget), kept in itertools.product(*axes):
             for seed in config.seeds:
-                cell = Cell(task, policy, scheduler, miss_policy, fraction, budget, int(seed))
-                found[cell.reference if policy == "resident" else cell] = None
+                cell = Cell(task, policy, scheduler, miss_policy, fraction, budget, int(seed), kept or None)
+                found[cell.resident if policy == "resident" else cell] = None
     references = {cell.reference: None for cell in found} | {cell.baseline: None for cell in found}
-    ordered = sorted(references, key=lambda c: (c.task, c.seed, c.scheduler != "fifo", c.scheduler))
+    references |= {cell.resident: None for cell in found if cell.policy == "oracle"}  # whose routing it knows
+    ordered = sorted(
+        references, key=lambda c: (c.task, c.seed, c.scheduler != "fifo", c.scheduler, c.expert_dtype or "")
+    )
     return ordered + [cell for cell in found if cell not in references]
 
 

@@ -34,7 +34,7 @@ _SCHEDULER_LOOKS = {
     "kmeans": ("#D55E00", "^"),
     "greedy": ("#0072B2", "D"),
 }
-_LINES = {"wait": "-", "drop": ":", "substitute": "--"}
+_LINES = {"wait": "-", "drop": ":", "substitute": "--", "int8": (0, (7, 1.5)), "int4": (0, (3, 1.5, 1, 1.5))}
 _RULES: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.right": False,
@@ -93,7 +93,7 @@ def _points(rows: Iterable[CellRow]) -> list[Point]:
     """One point per combination of names and size, ascending in memory."""
     groups: dict[tuple, list[CellRow]] = {}
     for row in rows:
-        groups.setdefault((row.policy, row.scheduler, row.miss_policy, row.slots), []).append(row)
+        groups.setdefault((row.policy, row.scheduler, row.losses, row.slots), []).append(row)
     found = [_point(group) for group in groups.values()]
     return sorted(found, key=lambda point: point.mebibytes)
 
@@ -139,7 +139,7 @@ def _over_memory(rows: Sequence[CellRow]) -> Figure | None:
     looks = _looks((row.policy for row in rows), _LOOKS)
     figure = Figure(figsize=(13, 4.9), layout="constrained")
     axes = figure.subplots(1, 3, sharex=True)
-    lossless = {p: _points(r for r in plain if r.policy == p and r.miss_policy == "wait") for p in policies}
+    lossless = {p: _points(r for r in plain if r.policy == p and r.lossless) for p in policies}
     sizes = [[point.mebibytes for point in points] for points in lossless.values() if points]
     gaps = np.concatenate([np.zeros(0), *(np.diff(mine) for mine in sizes)])
     step = min(0.012 * np.ptp(np.concatenate(sizes)), 0.22 * gaps.min()) if gaps.size else 0.0
@@ -153,16 +153,16 @@ def _over_memory(rows: Sequence[CellRow]) -> Figure | None:
         axes[0].errorbar(x + aside, accuracy[:, 0], _errors(accuracy), color=colour, marker=marker, capsize=2, lw=1)
         axes[1].plot(x, [point.tokens_per_second for point in points], color=colour, marker=marker)
         axes[2].plot(x, [100 * point.hit_rate for point in points], color=colour, marker=marker)
-    misses = ordered(row.miss_policy for row in plain if not row.lossless)
-    for miss_policy in misses:
+    losses = ordered(row.losses for row in plain if not row.lossless and row.policy != "resident")
+    for name in losses:
         for policy in policies:
-            lossy = _points(r for r in plain if r.policy == policy and r.miss_policy == miss_policy)
+            lossy = _points(r for r in plain if r.policy == policy and r.losses == name)
             x = np.array([point.mebibytes for point in lossy])
             look = {"color": looks[policy][0], "marker": looks[policy][1], "markerfacecolor": "white", "lw": 1.2}
-            look |= {"ls": _LINES.get(miss_policy, "-."), "markersize": 4.5}
+            look |= {"ls": _LINES.get(name, "-."), "markersize": 4.5}
             axes[0].plot(x, [100 * point.accuracy[0] for point in lossy], **look)
             axes[1].plot(x, [point.tokens_per_second for point in lossy], **look)
-    for point in _points(r for r in plain if r.policy == "resident"):
+    for point in _points(r for r in plain if r.policy == "resident" and r.lossless):
         colour, marker = looks["resident"]
         for ax, y in zip(axes, (100 * point.accuracy[0], point.tokens_per_second, 100 * point.hit_rate), strict=True):
             ax.axhline(y, color=colour, lw=0.8, ls=(0, (1, 2)))
@@ -175,7 +175,7 @@ def _over_memory(rows: Sequence[CellRow]) -> Figure | None:
     axes[2].set_ylim(top=101)
     handles = [_handle(name, *looks[name], "-" if name != "resident" else ":") for name in looks]
     handles += [
-        Line2D([], [], color="#555555", ls=_LINES.get(m, "-."), label=f"misses: {m}") for m in ("wait", *misses)
+        Line2D([], [], color="#555555", ls=_LINES.get(m, "-."), label=f"losses: {m}") for m in ("wait", *losses)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
@@ -215,7 +215,7 @@ def _apart(values: Iterable[float]) -> list[float]:
 
 def _by_scheduler(rows: Sequence[CellRow]) -> Figure | None:
     """Distinct experts per batch and throughput over cache fraction by scheduler, for the policy that tried most."""
-    waiting = [row for row in rows if row.miss_policy == "wait" and row.policy != "resident"]
+    waiting = [row for row in rows if row.lossless and row.policy != "resident"]
     tried = {p: len({r.scheduler for r in waiting if r.policy == p}) for p in ordered(r.policy for r in waiting)}
     policy = max(tried, key=lambda p: (tried[p], p == "expertflow"), default=None)
     if policy is None or tried[policy] < 2:
@@ -248,24 +248,24 @@ def _trade(rows: Sequence[CellRow]) -> Figure | None:
     drawn = [r for r in rows if not r.lossless and compare.same_size(r, policy=r.policy, scheduler=r.scheduler)]
     if not drawn:
         return None
-    misses = ordered(row.miss_policy for row in drawn)
+    losses = ordered(row.losses for row in drawn)
     looks = _looks((row.policy for row in drawn), _LOOKS)
-    figure = Figure(figsize=(4.6 * len(misses) + 1.4, 4.9), layout="constrained")
-    axes = figure.subplots(1, len(misses), sharey=True, sharex=True, squeeze=False)[0]
+    figure = Figure(figsize=(4.6 * len(losses) + 1.4, 4.9), layout="constrained")
+    axes = figure.subplots(1, len(losses), sharey=True, sharex=True, squeeze=False)[0]
     floor = noise_floor(rows)[rows[0].task]
     band = 100 * floor.accuracy
-    for ax, miss_policy in zip(axes, misses, strict=True):
+    for ax, name in zip(axes, losses, strict=True):
         ax.axhspan(-band, band, color="#000000", alpha=0.12, lw=0)
         ax.axhline(0, color="black", lw=0.8)
         ax.axvline(1, color="black", lw=0.8, ls=":")
         for policy, (colour, marker) in looks.items():
-            for point in _points(r for r in drawn if r.policy == policy and r.miss_policy == miss_policy):
+            for point in _points(r for r in drawn if r.policy == policy and r.losses == name):
                 delta = point.delta[None] * 100
                 gain = _mean(compare.speed_up(r, policy=policy, scheduler=r.scheduler) for r in point.rows)
                 face = colour if point.row.scheduler == "fifo" else "white"
                 x, y = [gain], delta[:, 0]
                 ax.errorbar(x, y, _errors(delta), color=colour, marker=marker, mfc=face, capsize=2, ls="")
-        ax.set(title=f"misses: {miss_policy}", xlabel="speed relative to waiting")
+        ax.set(title=f"losses: {name}", xlabel="speed relative to waiting")
     axes[0].set_ylabel("difference in accuracy, points (95%)")
     handles = [_handle(name, *look, "") for name, look in looks.items()]
     handles += [Line2D([], [], color="#555555", marker="o", ls="", label="fifo")]
@@ -287,6 +287,6 @@ _PLOTS: tuple[tuple[str, Callable[[Sequence[CellRow]], Figure | None], str], ...
     (
         "lossy",
         _trade,
-        "what lossy misses cost in accuracy, and buy in speed over waiting with the same policy, scheduler and size.",
+        "what losses cost in accuracy, and buy in speed over waiting with the same policy, scheduler and size.",
     ),
 )

@@ -88,7 +88,7 @@ def _opening(rows: Sequence[CellRow], command: str) -> list[Block]:
         Code(command),
         Paragraph(
             f"{len(rows)} cells of {sizes}. Policies {_names(row.policy for row in rows)}; schedulers "
-            f"{_names(row.scheduler for row in rows)}; misses {_names(row.miss_policy for row in rows)}; "
+            f"{_names(row.scheduler for row in rows)}; losses {_names(row.losses for row in rows)}; "
             f"cache fractions {', '.join(f'{fraction:g}' for fraction in fractions)} (slots / experts); batches of "
             f"{', '.join(str(size) for size in sorted({row.batch_size for row in rows}))}; "
             f"seeds {', '.join(map(str, seeds))}. Device {_names(row.device for row in rows)}. Link {links}. Times are "

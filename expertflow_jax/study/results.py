@@ -23,6 +23,7 @@ from typing import Any, Self
 import numpy as np
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.models.quantized import BITS
 from expertflow_jax.study.files import differences, sync_folder, write_atomically
 
 _IN_UNIT = (
@@ -45,9 +46,12 @@ class CellRow:
 
     Attributes (beyond those whose name says it):
       cell_id: see `cell_id`; names the cell's files.
-      lossless: the miss policy waits for every expert.
+      expert_dtype: that experts are kept, moved and cached in: the model's own, or "int8" or "int4", which is lossy.
+      lossless: the miss policy waits for every expert, and experts are as the checkpoint has them.
       cache_fraction: slots / experts.
       peak_device_bytes: largest sum of everything on the device during the run.
+      host_bytes: host memory that experts take.
+      disk_bytes: read from the checkpoint's files during the run, for experts that were not in host memory.
       accuracy_delta: accuracy less that of the all-resident run in order of arrival, with its paired interval.
       flips: examples whose answer differs from that run's.
       mcnemar_p: exact McNemar test of the same pairs, not adjusted for other cells.
@@ -68,11 +72,13 @@ class CellRow:
     policy: str
     scheduler: str
     miss_policy: str
+    expert_dtype: str
     lossless: bool
     cache_fraction: float
     slots: int
     memory_budget_bytes: int
     peak_device_bytes: int
+    host_bytes: int
     expert_bytes: int
     batch_size: int
     seed: int
@@ -95,6 +101,7 @@ class CellRow:
     stall_seconds: float
     predictor_seconds: float
     bytes_transferred: int
+    disk_bytes: int
     prefetches: int
     hits: int
     late: int
@@ -114,6 +121,18 @@ class CellRow:
                 continue
             plain = _checked(field.name, value, field.type)
             object.__setattr__(self, field.name, plain)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether experts are quantised."""
+        return self.expert_dtype in BITS
+
+    @property
+    def losses(self) -> str:
+        """What may change answers: the miss policy, or the experts' dtype, or both ("int4+drop"); "wait": nothing."""
+        if not self.quantized:
+            return self.miss_policy
+        return self.expert_dtype if self.miss_policy == "wait" else f"{self.expert_dtype}+{self.miss_policy}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, in DESIGN's order."""

@@ -5,6 +5,7 @@ References come first; a finished reference is read back from its files, so a ki
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.inference.loading import load_model
+from expertflow_jax.inference.loading import load_model, pin_experts, with_expert_dtype
 from expertflow_jax.locate import locate
 from expertflow_jax.offload.budget import format_bytes
 from expertflow_jax.predictor import Predictor
@@ -54,43 +55,65 @@ def check(config: ml_collections.ConfigDict) -> list[Cell]:
     return found
 
 
-def prepare(config: ml_collections.ConfigDict, workdir: Path) -> Setting:
+def prepare(config: ml_collections.ConfigDict, workdir: Path, todo: Sequence[Cell]) -> Setting:
     """Loads model and predictor, writes or reads the benchmark, encodes prompts and forecasts their routes."""
     costs = ComputeCosts.load(config.costs) if config.clock == "virtual" else None
-    model = load_model(config.model, config.dtype)
+    host_memory_budget = config.host_memory_budget or None
+    model = load_model(config.model, config.dtype, host_memory_budget=host_memory_budget)
     predictor = None
     if config.predictor:
         predictor = Predictor.load(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
+    wanted = sorted({cell.expert_dtype for cell in todo if cell.expert_dtype})
+    quantized = {name: with_expert_dtype(model, name, host_memory_budget) for name in wanted}
+    for served in (model, *quantized.values()):
+        pin_experts(served.store, None if predictor is None else predictor.popularity)
     data, signatures = {}, {}
     for name in config.tasks:
         task = study_data.open_task(config, name, workdir)
         data[name] = study_data.prepare(model, task, config.num_examples, config.text_tokens)
         signatures[name] = study_data.signatures(model, predictor, data[name], config.batch_size)
     return Setting(
-        model, predictor, data, signatures, costs, config.link, config.batch_size, config.window, config.max_wait
+        model,
+        predictor,
+        data,
+        signatures,
+        costs,
+        config.link,
+        config.batch_size,
+        config.window,
+        config.max_wait,
+        config.disk,
+        quantized,
     )
 
 
 def plan(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Prints what the study would run and the memory that each size needs; writes no results."""
     todo = check(config)
-    setting = prepare(config, workdir)
+    setting = prepare(config, workdir, todo)
     console = _console()
     console.print(
         f"model {setting.model.name}: {setting.model.store.num_layers} MoE layers of "
         f"{setting.model.store.num_experts} experts, {format_bytes(setting.model.store.expert_bytes)} each; "
-        f"host tier {format_bytes(setting.model.store.nbytes)}"
+        f"host tier {format_bytes(setting.model.host.host_bytes)}, on disk alone "
+        f"{format_bytes(setting.model.host.disk_bytes)}"
     )
+    for name, served in setting.quantized.items():
+        console.print(
+            f"{name} experts: {format_bytes(served.store.expert_bytes)} each; host tier "
+            f"{format_bytes(served.host.host_bytes)}"
+        )
     for name, task_data in setting.data.items():
         console.print(f"task {name}: {len(task_data.examples)} examples, {task_data.prompt_tokens} prompt tokens")
     shown: set[tuple] = set()
     for cell in todo:
         memory = setting.plan(cell)
-        key = (cell.task, memory)
+        key = (cell.task, memory, cell.expert_dtype)
         if key not in shown:
             shown.add(key)
             parts = ", ".join(f"{part} {format_bytes(size)}" for part, size in memory.describe())
-            console.print(f"{cell.task} @{cell.memory_budget or f'{cell.cache_fraction:g}'}: {parts}")
+            kept = f" {cell.expert_dtype}" if cell.expert_dtype else ""
+            console.print(f"{cell.task}{kept} @{cell.memory_budget or f'{cell.cache_fraction:g}'}: {parts}")
     console.print(f"{len(todo)} cells")
     for cell in todo:
         console.print(f"  {cell.label()}", highlight=False)
@@ -106,7 +129,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
     plain: dict[str, Any] = json.loads(config.to_json_best_effort())
     console = _console()
     with ResultWriter(workdir, plain, describe_environment(config.seeds[0])) as writer:
-        setting = prepare(config, workdir)
+        setting = prepare(config, workdir, todo)
         for cell in todo:
             setting.plan(cell)  # a budget below the minimum is said before any cell runs
         _run_cells(config, setting, todo, writer)
@@ -145,12 +168,12 @@ def _run_cells(config: ml_collections.ConfigDict, setting: Setting, todo: list[C
 
 def _run_cell(config, setting: Setting, cell: Cell, writer: ResultWriter, outcomes: dict, outcome_of) -> None:
     data = setting.data[cell.task]
-    is_reference = cell == cell.reference
-    truth = None if is_reference else outcome_of(cell.reference).needed
+    is_reference = cell == cell.resident
+    truth = outcome_of(cell.resident).needed if cell.policy == "oracle" else None
     execution = execute(setting, cell, truth)
     outcome = Outcome.of(data, execution)
     if is_reference:
         outcomes[cell] = outcome
     reference, baseline = outcome_of(cell.reference), outcome_of(cell.baseline)
-    row = make_row(config, setting.model.name, cell, data, execution, outcome, reference, baseline)
+    row = make_row(config, setting.model_of(cell), cell, data, execution, outcome, reference, baseline)
     writer.add(row, predictions(data, outcome, baseline), outcome.arrays() if is_reference else None)

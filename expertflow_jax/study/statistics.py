@@ -175,7 +175,7 @@ def noise_floor(rows: Iterable[CellRow]) -> dict[str, NoiseFloor]:
     found: dict[str, list[CellRow]] = {}
     for row in rows:
         cells = found.setdefault(row.task, [])
-        if row.policy == "resident" and row.scheduler == "random":
+        if row.policy == "resident" and row.scheduler == "random" and row.lossless:
             cells.append(row)
     return {
         task: NoiseFloor(

@@ -11,7 +11,20 @@ from rich.table import Table
 
 from expertflow_jax.study.results import CellRow
 
-ORDER = ("resident", "on_demand", "cache_moe", "expertflow", "oracle", "fifo", "random", "wait", "drop", "substitute")
+ORDER = (
+    "resident",
+    "on_demand",
+    "cache_moe",
+    "expertflow",
+    "oracle",
+    "fifo",
+    "random",
+    "wait",
+    "int8",
+    "int4",
+    "drop",
+    "substitute",
+)
 MISSING = "-"
 
 
@@ -23,11 +36,11 @@ def ordered(names: Iterable[str]) -> list[str]:
 def in_order(rows: Iterable[CellRow]) -> list[CellRow]:
     """Rows by task, seed, policy, scheduler, miss policy and size."""
     kept = list(rows)
-    names = ordered(name for row in kept for name in (row.policy, row.scheduler, row.miss_policy))
+    names = ordered(name for row in kept for name in (row.policy, row.scheduler, row.losses))
     place = {name: i for i, name in enumerate(names)}
     return sorted(
         kept,
-        key=lambda r: (r.task, r.seed, place[r.policy], place[r.scheduler], place[r.miss_policy], r.slots, r.cell_id),
+        key=lambda r: (r.task, r.seed, place[r.policy], place[r.scheduler], place[r.losses], r.slots, r.cell_id),
     )
 
 
@@ -39,19 +52,17 @@ class Comparisons:
         self._by_budget: dict[tuple, CellRow] = {}
         self._resident: dict[tuple, CellRow] = {}
         for row in rows:
-            key = (row.task, row.seed, row.policy, row.scheduler, row.miss_policy)
+            key = (row.task, row.seed, row.policy, row.scheduler, row.losses)
             self._by_slots[*key, row.slots] = row
             self._by_budget[*key, row.memory_budget_bytes] = row
-            if row.policy == "resident":
+            if row.policy == "resident" and row.lossless:
                 self._resident[row.task, row.seed, row.scheduler] = row
 
-    def same_size(
-        self, row: CellRow, *, policy: str, scheduler: str = "fifo", miss_policy: str = "wait"
-    ) -> CellRow | None:
-        """The cell of the same task, seed and size with these names; `resident` has but one size."""
+    def same_size(self, row: CellRow, *, policy: str, scheduler: str = "fifo", losses: str = "wait") -> CellRow | None:
+        """The cell of the same task, seed and size with these names (`CellRow.losses`); `resident` has but one size."""
         if policy == "resident":
             return self._resident.get((row.task, row.seed, scheduler))
-        key = (row.task, row.seed, policy, scheduler, miss_policy)
+        key = (row.task, row.seed, policy, scheduler, losses)
         return self._by_slots.get((*key, row.slots)) or self._by_budget.get((*key, row.memory_budget_bytes))
 
     def speed_up(self, row: CellRow, **other: str) -> float | None:
@@ -78,7 +89,7 @@ class Column:
     @property
     def numeric(self) -> bool:
         """Whether the column is right-aligned and sorts by number."""
-        return self.title not in ("task", "policy", "scheduler", "miss policy")
+        return self.title not in ("task", "policy", "scheduler", "losses")
 
 
 def _name(title: str, short: str, key: str) -> Column:
@@ -115,7 +126,7 @@ def main_columns(rows: Sequence[CellRow]) -> list[Column]:
         _name("task", "task", "task"),
         _name("policy", "policy", "policy"),
         _name("scheduler", "sched.", "scheduler"),
-        _name("miss policy", "misses", "miss_policy"),
+        _name("losses", "losses", "losses"),
         _number("cache fraction", "cache", lambda row: row.cache_fraction, "{:.3g}"),
         _number("hit rate", "hits", lambda row: row.hit_rate, "{:.3f}"),
         Column(

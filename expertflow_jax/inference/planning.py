@@ -1,0 +1,144 @@
+"""Memory plans of a whole model, loaded or only described by its config.json: what a dry run prints.
+
+Axes: B sequences.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from expertflow_jax.checkpoints.families import family_of
+from expertflow_jax.checkpoints.files import read_json
+from expertflow_jax.checkpoints.load import read_config
+from expertflow_jax.errors import InputError
+from expertflow_jax.inference.loading import LoadedModel, check_dtype, host_plan
+from expertflow_jax.inference.memory import RequestSize, plan_request
+from expertflow_jax.models.causal_lm import ModelConfig
+from expertflow_jax.models.experts import BufferLayout
+from expertflow_jax.models.quantized import layout_for
+from expertflow_jax.offload.budget import HostPlan, MemoryPlan
+from expertflow_jax.predictor import Predictor
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSizes:
+    """What a plan needs to know of a model.
+
+    Attributes:
+      config: of the family.
+      dense_bytes: everything but the experts, on the device.
+      dtype: of the computation.
+      layout: how experts lie in their buffers.
+      host: how they are divided between host memory and files.
+    """
+
+    config: ModelConfig
+    dense_bytes: int
+    dtype: Any
+    layout: BufferLayout
+    host: HostPlan
+
+    @staticmethod
+    def of(model: LoadedModel) -> "ModelSizes":
+        """Of a model that is loaded."""
+        stages = model.stages
+        return ModelSizes(model.config, stages.dense_bytes, stages.dtype, stages.layout, model.host)
+
+    @staticmethod
+    def described_in(
+        directory: Path, dtype: str | None, expert_dtype: str | None, host_memory_budget: str | int | None
+    ) -> "ModelSizes":
+        """Of the model whose config.json lies in `directory`; its weights need not be there.
+
+        Args:
+          dtype: "float32" or "bfloat16"; None: what config.json says the weights are stored in.
+          expert_dtype, host_memory_budget: see `loading.load_model`.
+
+        Raises:
+          InputError: no supported config.json, an unsupported dtype, or a budget that is too small.
+        """
+        check_dtype(dtype)
+        config = read_config(directory)
+        stored = _stored_dtype(read_json(directory / "config.json"))
+        used = jnp.dtype(dtype or ("bfloat16" if stored == "bfloat16" else "float32"))
+        family = family_of(config)
+        module = nnx.eval_shape(lambda: family.module(config, rngs=nnx.Rngs(0), dtype=used, with_experts=False))
+        dense = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(module)))
+        full = config.text.expert_layout(used)
+        layout = layout_for(full, expert_dtype)
+        in_file = full.size * (2 if stored in ("bfloat16", "float16") else 4)
+        experts = len(config.text.moe_layers) * config.text.num_experts
+        return ModelSizes(config, dense, used, layout, host_plan(full, layout, experts, in_file, host_memory_budget))
+
+
+def _stored_dtype(values: dict[str, Any]) -> str:
+    """As config.json says, in the spellings of transformers 4 and 5; float32 where it says nothing."""
+    for part in (values, values.get("text_config") or {}):
+        for key in ("dtype", "torch_dtype"):
+            if part.get(key):
+                return str(part[key])
+    return "float32"
+
+
+def plan_service(
+    sizes: ModelSizes,
+    predictor: Predictor | None,
+    *,
+    memory_budget: str | int | None,
+    cache_fraction: float | None,
+    max_batch_size: int | None,
+    max_tokens: int,
+    max_image_tokens: int,
+) -> tuple[RequestSize, MemoryPlan]:
+    """The largest request, and how memory is divided for it. Arguments as `OffloadedModel.from_pretrained`.
+
+    Raises:
+      InputError: the budget is below the minimum, or the predictor is of a model of another shape.
+    """
+    config, text, vision = sizes.config, sizes.config.text, sizes.config.vision
+    if predictor is not None:
+        found = (predictor.config.moe_layers, predictor.config.num_experts)
+        if found != (len(text.moe_layers), text.num_experts):
+            raise InputError(
+                f"predictor: it forecasts {found[0]} layers of {found[1]} experts, the model has "
+                f"{len(text.moe_layers)} of {text.num_experts}; train one for this model with train.predictor"
+            )
+    tokens = min(max_tokens, text.max_position_embeddings)
+    image = 0 if vision is None else vision.most_patches(min(max_image_tokens, tokens))
+
+    def planned(sequences: int) -> tuple[RequestSize, MemoryPlan]:
+        size = RequestSize(sequences, tokens, 0, image * sequences, image)
+        return size, plan_request(
+            config,
+            sizes.dense_bytes,
+            sizes.layout.nbytes,
+            size,
+            itemsize=np.dtype(sizes.dtype).itemsize,
+            predictor=predictor,
+            memory_budget=memory_budget,
+            cache_fraction=cache_fraction,
+            scratch_bytes=sizes.layout.scratch_bytes,
+            host=sizes.host,
+        )
+
+    if max_batch_size is None and memory_budget is not None:
+        return _roomiest(planned)
+    return planned(8 if max_batch_size is None else max_batch_size)
+
+
+def _roomiest(planned: Callable[[int], tuple[RequestSize, MemoryPlan]]) -> tuple[RequestSize, MemoryPlan]:
+    """The most sequences that leave experts half of what the dense parameters leave."""
+    for sequences in (8, 4, 2):
+        with contextlib.suppress(InputError):
+            size, plan = planned(sequences)
+            everything = plan.slots == plan.num_layers * plan.num_experts
+            if everything or 2 * plan.slots * plan.expert_bytes >= plan.total_bytes - plan.dense_bytes:
+                return size, plan
+    return planned(1)
