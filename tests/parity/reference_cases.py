@@ -140,7 +140,12 @@ CASES: dict[str, dict[str, Any]] = {
         head_dim=12,
     ),
     "mixtral_tied_top_1": _plain(
-        "mixtral", num_experts_per_tok=1, num_key_value_heads=4, tie_word_embeddings=True, hidden_act="gelu"
+        "mixtral",
+        {"rope_type": "proportional", "factor": 2.0, "partial_rotary_factor": 0.5},
+        num_experts_per_tok=1,
+        num_key_value_heads=4,
+        tie_word_embeddings=True,
+        hidden_act="gelu",
     ),
     "olmoe": _plain("olmoe", num_key_value_heads=4),
     "olmoe_clip": _plain("olmoe", clip_qkv=0.7, norm_topk_prob=True, attention_bias=True, num_hidden_layers=2),
