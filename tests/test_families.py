@@ -56,6 +56,8 @@ def test_greedy_tokens_and_routes_of_transformers_and_the_same_bits_at_half_the_
         assert [answer.token_ids for answer in answers] == arrays["tokens"].tolist()
         assert model.stats()["lossless"]
         assert model.stats()["misses"] > 0
+        structures = {(layer.is_moe, layer.window) for layer in load_model(GOLDENS / case).layers}
+        assert len({id(stage) for stage in model._model.stages.layer_stages}) == len(structures)
 
 
 def test_traces_for_a_predictor_are_those_of_transformers():

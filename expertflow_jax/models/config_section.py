@@ -138,7 +138,8 @@ def _rope_scaling(rope: Section, original: int, context: int) -> RopeScaling:
     kind = "default" if kind == "mrope" else kind
     if kind not in KEYS:
         raise InputError(f"config.json: {rope.key('rope_type')} is {kind!r}; supported: {', '.join(KEYS)}")
-    if kind != "proportional" and rope.get("partial_rotary_factor", 1.0) != 1.0:
+    # Default rotation turns whole heads whatever this key says, in transformers too.
+    if kind not in ("default", "proportional") and rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise InputError(f"config.json: {rope.key('partial_rotary_factor')}: only whole heads are rotated")
     original = original or rope.whole("original_max_position_embeddings", context)
     defaults = {"proportional": 1.0}

@@ -168,7 +168,11 @@ def test_every_variation_is_read_from_the_config():
         ("qwen3_moe", "rope_type", {"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}),
         ("qwen3_moe", "factor", {"rope_parameters": {"rope_type": "yarn"}}),
         ("qwen3_moe", "low_freq_factor", {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}),
-        ("qwen3_moe", "partial_rotary_factor", {"rope_parameters": {"partial_rotary_factor": 0.5}}),
+        (
+            "qwen3_moe",
+            "partial_rotary_factor",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}},
+        ),
         ("qwen3_moe", "model_type", "mixtral"),
     ],
 )
