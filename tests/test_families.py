@@ -1,6 +1,7 @@
 """Every text family through the same door: transformers' greedy tokens and routes, the same bits at every cache size,
 budgets without a vision tower, traces for a predictor, and checkpoints that go round."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from expertflow_jax.checkpoints.load import read_config
 from expertflow_jax.errors import InputError
 from expertflow_jax.inference.batching import Prompt
 from expertflow_jax.predictor.recording import Recorder
+from expertflow_jax.tasks.digit_scenes import processor_files
 
 GOLDENS = Path(__file__).parent / "goldens" / "models"
 FAMILY = {"mixtral_window": "mixtral", "olmoe_clip": "olmoe", "qwen2_moe_window": "qwen2_moe"}
@@ -138,3 +140,19 @@ def test_bfloat16(case):
     # Late tokens may route elsewhere in bfloat16; the first ones are close.
     error = np.linalg.norm(out.logits[0, 0] - expected[0]) / np.linalg.norm(expected[0])
     assert error < 0.1
+
+
+def test_text_in_text_out_without_a_template(tmp_path):
+    """A base model with a tokenizer continues the text as it stands, and takes no images."""
+    values = json.loads((GOLDENS / "mixtral_window" / "config.json").read_text())
+    config = FAMILIES["mixtral"].config.from_hf(values | {"vocab_size": processor_files.vocab_size()})
+    save_hf(tmp_path, config, FAMILIES["mixtral"].module(config, rngs=nnx.Rngs(0)), np.float32)
+    processor_files.build_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    text = "Read the top row."
+    ids = processor_files.build_tokenizer().encode(text).ids
+    with OffloadedModel.from_pretrained(str(tmp_path), cache_fraction=0.5, max_batch_size=1, max_tokens=32) as model:
+        (answer,) = model.generate(text, max_new_tokens=4)
+        assert answer.token_ids == model.generate(np.array([ids]), max_new_tokens=4)[0].token_ids
+        assert answer.text == processor_files.build_tokenizer().decode(answer.token_ids)
+        with pytest.raises(InputError, match="takes no images"):
+            model.generate(text, [np.zeros((8, 8, 3), np.uint8)])

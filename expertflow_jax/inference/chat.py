@@ -33,6 +33,8 @@ def encode_prompts(processor: Processor | None, where: str, prompts: Any, images
     if processor is None:
         raise InputError(f"{where} has no tokenizer.json; pass token ids instead of text")
     given = list(images) if images is not None else []
+    if any(image is not None for image in given) and not processor.takes_images:
+        raise InputError(f"{where} takes no images (no preprocessor_config.json); leave them out")
     if isinstance(prompts[0], str):
         return _text_prompts(processor, prompts, given)
     conversations = [prompts] if isinstance(prompts[0], Mapping) else list(prompts)
