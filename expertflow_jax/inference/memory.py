@@ -9,7 +9,6 @@ import dataclasses
 import numpy as np
 
 from expertflow_jax.inference.batching import Prompt, bucket
-from expertflow_jax.inference.rows import GROUP_SIZES
 from expertflow_jax.models.causal_lm import ModelConfig
 from expertflow_jax.offload.budget import HostPlan, MemoryPlan, parse_bytes, plan_memory
 from expertflow_jax.predictor import Predictor
@@ -67,8 +66,9 @@ def kv_bytes(config: ModelConfig, size: RequestSize, itemsize: int) -> int:
 def workspace_bytes(config: ModelConfig, size: RequestSize, itemsize: int) -> int:
     """An upper bound on activations and temporaries of the largest step, in the stages of `inference.stages`.
 
-    Text: residual streams, attention with float32 scores, router probabilities, expert outputs and a group of
-    experts' intermediate rows, the shared expert's. Vision: what its config says, and what it hands on.
+    Text: residual streams, attention with float32 scores, router probabilities, expert outputs and two experts'
+    intermediate rows (of a group, one runs after another), the shared expert's. Vision: what its
+    config says, and what it hands on.
     """
     text = config.text
     n, d, k = size.sequences * size.tokens, text.hidden_size, text.num_experts_per_tok
@@ -78,7 +78,7 @@ def workspace_bytes(config: ModelConfig, size: RequestSize, itemsize: int) -> in
     scores = 2 * size.sequences * heads * size.tokens * size.room * 4
     routing = n * (2 * text.num_experts + 4 * k) * 4
     outputs = (n * k + 1) * d
-    rows = max(GROUP_SIZES) * n * (2 * d + 3 * text.moe_intermediate_size)
+    rows = 2 * n * (2 * d + 3 * text.moe_intermediate_size)
     logits = 2 * size.sequences * text.vocab_size * 4
     shared = 3 * n * text.shared_expert_intermediate_size
     language = itemsize * (streams + projections + outputs + rows + shared) + scores + routing + logits

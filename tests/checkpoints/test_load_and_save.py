@@ -208,3 +208,48 @@ def test_weights_that_are_not_numbers(checkpoint, value):
 
     rewrite(checkpoint, damage)
     assert "1 tensors hold NaN or infinity: model.language_model.norm.weight" in refusal(checkpoint)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.float16])
+def test_experts_that_are_not_numbers(checkpoint, value, dtype):
+    def damage(tensors):
+        for name in list(tensors):
+            tensors[name] = tensors[name].astype(dtype)
+        tensors[DOWN][2, 1, 1] = value
+
+    rewrite(checkpoint, damage)
+    _, _, experts = load_dense_and_experts(checkpoint)
+    with pytest.raises(InputError, match="expert 2 of layer 0 holds NaN or infinity") as caught:
+        list(experts)
+    assert "\n" not in str(caught.value)
+
+
+def test_experts_in_any_order():
+    _, _, experts = load_dense_and_experts(GOLDEN)
+    inorder = {(layer, expert): parts for layer, expert, *parts in experts}
+    for (layer, expert), parts in reversed(inorder.items()):
+        assert all(np.array_equal(a, b) for a, b in zip(experts.read(layer, expert), parts, strict=True))
+    held = sum(t.nbytes for name, t in load_file(GOLDEN / "model.safetensors").items() if ".experts." in name)
+    assert experts.file_bytes * len(inorder) == held
+
+
+def test_a_file_that_shrinks_after_it_was_opened(checkpoint):
+    _, _, experts = load_dense_and_experts(checkpoint)
+    file = checkpoint / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:2000])
+    with pytest.raises(InputError, match="truncated or damaged"):
+        list(experts)
+
+
+def test_tensors_of_a_dtype_that_is_not_read(checkpoint):
+    rewrite(checkpoint, lambda tensors: tensors.update({name: t.astype(np.int8) for name, t in tensors.items()}))
+    assert "stored as I8; supported: F32, BF16" in refusal(checkpoint)
+
+
+def test_a_truncated_shard_of_several(checkpoint):
+    write_shards(checkpoint, {})
+    file = checkpoint / "b.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    assert "b.safetensors: truncated or damaged" in refusal(checkpoint)
