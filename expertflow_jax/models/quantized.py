@@ -103,6 +103,7 @@ def _quantize(numbers: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     if not np.isfinite(largest).all():
         raise InputError("the expert holds NaN or infinity, which cannot be quantised; check the checkpoint")
     scales = (largest / most).astype(ml_dtypes.bfloat16)
+    scales[scales < ml_dtypes.finfo(ml_dtypes.bfloat16).smallest_normal] = 0  # backends differ in what is smaller
     # The stored scale divides, not the exact one, so that rounding it costs no accuracy but a hair at the ends.
     divisor = scales.astype(np.float32)[:, None]
     values = np.divide(numbers, divisor, out=np.zeros_like(numbers), where=divisor > 0)
