@@ -34,7 +34,7 @@ import jax
 import numpy as np
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.offload.clock import Clock, VirtualClock
+from expertflow_jax.offload.clock import Clock, VirtualClock, bookkeeping
 from expertflow_jax.offload.link import LinkSpec, Transfer, TransferLink, VirtualLink
 from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.offload.policies.base import CachePolicy
@@ -99,7 +99,10 @@ class ExpertCacheEngine:
         self._needed: set[int] = set()  # asked for in this layer-step and not yet computed
         self._asked = -1  # layer whose lossy request has been counted, so that its rounds do not count again
         self._called_for: np.ndarray | None = None
+        self._mispredicted: list[int] = []  # the running layer-step's corrections
         self._tick = 0
+        # On CPU a slot is overwritten in place, and the write itself waits for whoever still reads it.
+        self._reads_last = not self.clock.virtual and jax.default_backend() != "cpu"
         self._counts = dict.fromkeys(_COUNTS, 0)
         self.reset_stats()
         self._link.attach(self)
@@ -134,6 +137,7 @@ class ExpertCacheEngine:
                     self.pool.publish(slot, int(self.pool.generation[slot]))
             self.policy.attach(self.pool)
 
+    @bookkeeping
     def begin_step(self, horizon: np.ndarray | None) -> None:
         """A step begins.
 
@@ -153,7 +157,7 @@ class ExpertCacheEngine:
             self._link.pump(changed=False)
             self._next_layer()
             self._counts["steps"] += 1
-            self._called_for = None
+            self._called_for, self._mispredicted = None, []
             if horizon is not None and self.policy.uses_forecast:
                 self._called_for = horizon[0] >= CALLED_FOR
             self.policy.begin_step(horizon if self.policy.uses_forecast else None)
@@ -161,6 +165,10 @@ class ExpertCacheEngine:
 
     def end_step(self) -> None:
         """The step's last layer has been dispatched."""
+        self._leave()
+
+    @bookkeeping
+    def _leave(self) -> None:
         with self._changed:
             self._link.pump(changed=False)
             self._release()
@@ -233,11 +241,9 @@ class ExpertCacheEngine:
                     return
                 ready = self._next_arrivals()
         finally:
-            with self._changed:
-                self._link.pump(changed=False)
-                self._release()
-                self._link.pump(changed=True)
+            self._leave()
 
+    @bookkeeping
     def _ask(self, layer: int, keys: np.ndarray, experts: np.ndarray) -> list[int]:
         """Counts and pins a layer-step's experts, sends for the missing ones; returns those that are here."""
         pool = self.pool
@@ -250,7 +256,9 @@ class ExpertCacheEngine:
             if not counted:
                 self._count(keys, here)
                 if self._called_for is not None:
-                    self._counts["corrections"] += int((~self._called_for.reshape(-1)[keys[slots < 0]]).sum())
+                    missing = keys[slots < 0]
+                    self._mispredicted = missing[~self._called_for.reshape(-1)[missing]].tolist()
+                    self._counts["corrections"] += len(self._mispredicted)
                 self.policy.observe(layer, experts)
             coming = slots[slots >= 0]
             pool.pinned[coming] = True
@@ -271,16 +279,18 @@ class ExpertCacheEngine:
         counts["late"] += len(keys) - hits - missing
         self.pool.unused_prefetch[slots[slots >= 0]] = False
 
+    @bookkeeping
     def _computed(self, keys: list[int]) -> None:
         """The computation that reads these experts has been dispatched: they may go."""
         with self._changed:
             self._link.pump(changed=False)
             slots = self.pool.slot_of[keys]
             self.pool.pinned[slots] = False
-            self.pool.busy[slots] = not self.clock.virtual
+            self.pool.busy[slots] = self._reads_last
             self._needed.difference_update(keys)
             self._link.pump(changed=True)
 
+    @bookkeeping
     def _next_arrivals(self) -> list[int]:
         """Waits until at least one needed expert has arrived; returns all that have, ascending."""
         with self._changed:
@@ -364,7 +374,10 @@ class ExpertCacheEngine:
         transfer.buffer = None
         if self.clock.timeline is not None:
             layer, expert = divmod(transfer.key, self.store.num_experts)
-            name = f"{transfer.kind} layer {layer} expert {expert}"
+            kind = transfer.kind
+            if kind == "urgent" and transfer.key in self._mispredicted:
+                kind = "correction"
+            name = f"{kind} layer {layer} expert {expert}"
             self.clock.timeline.append(("link", name, transfer.start, transfer.end))
 
     def stats(self) -> dict[str, Any]:

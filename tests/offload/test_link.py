@@ -73,7 +73,7 @@ def test_urgent_transfers_go_ahead_of_prefetches():
     names = [event[1] for event in engine.clock.timeline if event[0] == "link"]
     assert names == [
         "prefetch layer 0 expert 0",
-        "urgent layer 0 expert 3",
+        "correction layer 0 expert 3",
         *[f"prefetch layer 1 expert {e}" for e in range(4)],
     ]
     assert engine.stats()["corrections"] == 1
