@@ -1,0 +1,68 @@
+"""The whole model as one jitted step, all experts at hand: what stepping layer by layer with a host in between costs.
+
+The same dense parameters, KV cache, attention, router and head as the stages, with the experts stacked on the device;
+two ways to compute experts, of which the faster one counts. Axes: B sequences, T tokens, N = B * T, R = N * K rows,
+E experts, D model width, F expert width.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from expertflow_jax.inference.stages import Stages
+from expertflow_jax.models.experts import ExpertKind, combine, grouped_experts, run_expert
+from expertflow_jax.offload.store import ExpertStore
+
+Stacked = list[tuple[jax.Array, jax.Array]]
+
+
+def stacked_experts(stages: Stages, store: ExpertStore) -> Stacked:
+    """Per layer gate_up [E, D, 2F] and down [E, F, D] on the device."""
+    layers = []
+    for layer in range(store.num_layers):
+        parts = [store.layout.unpack(np.asarray(store.buffer(layer, e))) for e in range(store.num_experts)]
+        layers.append((jnp.stack([p[0] for p in parts]), jnp.stack([p[1] for p in parts])))
+    return layers
+
+
+def scanned_experts(
+    gate_up: jax.Array, down: jax.Array, y: jax.Array, expert_ids: jax.Array, kind: ExpertKind
+) -> jax.Array:
+    """As `grouped_experts`, one row after another: reads each row's expert in place, best for few rows."""
+    tokens, top_k = expert_ids.shape
+    rows = jnp.maximum(expert_ids.reshape(-1), 0)
+
+    def one(_: None, at: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+        row, expert = at
+        taken = jax.lax.dynamic_slice_in_dim(y, row // top_k, 1)
+        return None, run_expert(taken, gate_up[expert], down[expert], kind)[0]
+
+    _, out = jax.lax.scan(one, None, (jnp.arange(tokens * top_k, dtype=jnp.int32), rows))
+    return out.reshape(tokens, top_k, -1)
+
+
+KERNELS: dict[str, Callable[..., jax.Array]] = {"tiles": grouped_experts, "scan": scanned_experts}
+
+
+def fused_step(stages: Stages, kernel: str) -> Callable[..., tuple[jax.Array, list]]:
+    """A jitted step: (layer states, stacked experts, kv, x [B, T, D], positions, start, lengths) -> final hidden
+    states [B, T, D] and the KV cache (donated).
+    """
+    attends = [layer.attend for layer in stages.layer_stages]
+    experts, kind = KERNELS[kernel], stages.config.text.expert_kind
+
+    def step(states: Any, stacked: Stacked, kv: list, x: jax.Array, *where: jax.Array) -> tuple[jax.Array, list]:
+        new = []
+        for attend, state, (gate_up, down), (k, v) in zip(attends, states, stacked, kv, strict=True):
+            h, y, ids, weights, _, k, v = attend(state, x, k, v, *where)
+            top_k = ids.shape[-1]
+            out = experts(gate_up, down, y.reshape(-1, y.shape[-1]), ids.reshape(-1, top_k), kind)
+            flat = combine(h.reshape(-1, h.shape[-1]), out.reshape(-1, out.shape[-1]), weights.reshape(-1, top_k))
+            x = flat.reshape(h.shape)
+            new.append((k, v))
+        return x, new
+
+    return jax.jit(step, donate_argnums=2)

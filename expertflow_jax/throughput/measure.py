@@ -1,0 +1,117 @@
+"""One repeat of one variant under the real clock, and what it counted.
+
+Axes: S slots, L MoE layers, E experts.
+"""
+
+import dataclasses
+import gc
+import time
+from typing import Any
+
+import numpy as np
+
+from expertflow_jax.inference.device_memory import bytes_in_use
+from expertflow_jax.inference.session import InferenceSession
+from expertflow_jax.offload.clock import Event, RealClock
+from expertflow_jax.offload.engine import ExpertCacheEngine
+from expertflow_jax.offload.link import LinkSpec
+from expertflow_jax.offload.misses import make_miss_policy
+from expertflow_jax.throughput import timeline
+from expertflow_jax.throughput.windows import Window, make_forecasters
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A policy with where its forecast comes from: "none", "predictor" or "truth"."""
+
+    policy: str
+    forecast: str = "none"
+
+    @property
+    def label(self) -> str:
+        """As in tables; `expertflow` alone is the one with the trained predictor."""
+        if self.policy == "expertflow" and self.forecast != "predictor":
+            return f"expertflow({self.forecast})"
+        return self.policy
+
+
+VARIANTS = {
+    variant.label: variant
+    for variant in (
+        Variant("resident"),
+        Variant("on_demand"),
+        Variant("cache_moe"),
+        Variant("expertflow", "predictor"),
+        Variant("expertflow", "truth"),
+        Variant("oracle", "truth"),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeat:
+    """What one run of a window gave.
+
+    Attributes:
+      seconds: from before the first step until the host had the last logits.
+      stats: the engine's.
+      events: timeline of the window.
+      overlap: see `timeline.overlap`.
+      peak_device_bytes: largest sum of what lived on the device for this run, where sampled.
+      needed: bool [steps, L, E].
+      inside: keys in the slots at the beginning.
+    """
+
+    seconds: float
+    stats: dict[str, Any]
+    events: list[Event]
+    overlap: float | None
+    peak_device_bytes: int
+    needed: np.ndarray
+    inside: list[int]
+
+
+def run_once(
+    window: Window,
+    variant: Variant,
+    slots: int,
+    link: LinkSpec,
+    truth: np.ndarray | None = None,
+    stages: Any = None,
+) -> Repeat:
+    """Runs the window once from a warm cache.
+
+    Args:
+      slots: S; `resident` takes as many as there are experts.
+      truth: what each step needs, for variants that know it.
+      stages: instead of the setup's own, e.g. to let a shape route for itself.
+    """
+    setup = window.setup
+    gc.collect()
+    before = bytes_in_use()
+    clock = RealClock()
+    slots = setup.num_experts if variant.policy == "resident" else slots
+    with ExpertCacheEngine(setup.store, slots, variant.policy, link, clock) as engine:
+        engine.warm_up()
+        inside = engine.pool.key_of[engine.pool.key_of >= 0].tolist()
+        session = InferenceSession(stages or setup.stages, engine, make_miss_policy("wait"))
+        session.records = []
+        forecasters = make_forecasters(window, variant.forecast, clock, truth, session)
+        started = window.start(session)
+        if setup.replayed and stages is None:
+            setup.stages.foretell(window.routing())
+        gc.disable()
+        try:
+            clock.timeline = []
+            engine.reset_stats()
+            begin = time.perf_counter()
+            window.run(session, started, forecasters)
+            seconds = time.perf_counter() - begin
+            stats = engine.stats()
+        finally:
+            gc.enable()
+        events = timeline.with_compute(list(clock.timeline), begin, begin + seconds)
+        needed = np.stack([record.needed for record in session.records])
+        own = setup.own_stages.dense_bytes + (setup.predictor.nbytes if variant.forecast == "predictor" else 0)
+        peak = session.peak_device_bytes - before + own
+    return Repeat(seconds, stats, events, timeline.overlap(events), peak, needed, inside)

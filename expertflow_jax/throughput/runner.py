@@ -1,0 +1,218 @@
+"""Runs a throughput config: cell by cell, all variants of a cell in turns; resumable at cells; then the report."""
+
+import contextlib
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from expertflow_jax.errors import InputError
+from expertflow_jax.inference.loading import LoadedModel, load_model
+from expertflow_jax.locate import locate
+from expertflow_jax.offload.budget import format_bytes
+from expertflow_jax.offload.link import LinkSpec
+from expertflow_jax.predictor import Predictor
+from expertflow_jax.study.data import prepare as prepare_task
+from expertflow_jax.study.environment import describe_environment
+from expertflow_jax.study.files import differences, write_atomically
+from expertflow_jax.tasks.digit_scenes.files import write_benchmark
+from expertflow_jax.tasks.registry import make_task
+from expertflow_jax.throughput import setups, timeline
+from expertflow_jax.throughput.gpus import scaled_link
+from expertflow_jax.throughput.grid import Cell, cells_of
+from expertflow_jax.throughput.limits import least_transfers, limit_seconds
+from expertflow_jax.throughput.measure import VARIANTS, Repeat, run_once
+from expertflow_jax.throughput.results import Row, forecast_recall, make_row, read_rows, to_csv
+from expertflow_jax.throughput.routes import Recording, record
+from expertflow_jax.throughput.setups import Setup
+from expertflow_jax.throughput.windows import Window, make_window
+
+TASK = "vqa_v2"
+
+
+class Models:
+    """Builds each model when its first cell comes; one at a time stays."""
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        self._config = config
+        self._current: Setup | None = None
+        self.model = load_model(config.model)
+        path = locate(config.predictor, "predictor")
+        self.predictor = Predictor.load(path, expect_fingerprint=self.model.fingerprint)
+        steps = max(steps for *_, steps in config.windows)
+        self.recording = _recorded(self.model, config.sequences, steps, config.seed)
+        self._use = setups.predicted_use(self.predictor, self.recording)
+
+    def get(self, name: str) -> Setup:
+        if self._current is None or self._current.name != name:
+            self._current = None
+            if name == self.model.name:
+                self._current = setups.trained_setup(self.model, self.recording, self._use, self.predictor)
+            else:
+                self._current = setups.shape_setup(name, self.recording, self._use, self.predictor, self._config.seed)
+        return self._current
+
+    def window(self, cell: Cell) -> Window:
+        sizes = {size: rest for size, *rest in self._config.windows}
+        prefills, batches, steps = sizes[cell.batch_size]
+        setup = self.get(cell.model)
+        count = prefills if cell.phase == "prefill" else batches
+        window = make_window(setup, cell.phase, cell.batch_size, count, steps)
+        if cell.phase == "decode" and not setup.replayed:
+            window.fill_caches()
+        return window
+
+
+def _recorded(model: LoadedModel, count: int, steps: int, seed: int) -> Recording:
+    """Routing of the first `count` questions of a made-up benchmark whose answers have at least `steps` tokens."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_benchmark(Path(folder), train=8, val=8 * count, seed=seed)
+        prompts = prepare_task(model, make_task(TASK, Path(folder), "val"), 8 * count, 0).prompts
+    assert model.processor is not None, "the benchmark's prompts are text"
+    found = record(model, prompts, steps).long_answers(model.processor.eos_token_ids)
+    if len(found.prompts) < count:
+        raise InputError(
+            f"only {len(found.prompts)} answers have {steps} tokens; lower config key sequences or windows"
+        )
+    return found.first(count)
+
+
+def plan(config: ml_collections.ConfigDict) -> None:
+    """Prints the cells with their memory; measures nothing."""
+    cells, console, models = cells_of(config), Console(width=118), Models(config)
+    for cell in cells:
+        window = models.window(cell)
+        memory = window.plan(cell.cache_fraction, True).describe()
+        parts = ", ".join(f"{part} {format_bytes(size)}" for part, size in memory)
+        console.print(f"{cell.label()}: {window.num_steps} steps, {window.tokens} tokens; {parts}", highlight=False)
+    runs = sum(len(cell.variants) for cell in cells) * (config.repeats + 1)
+    console.print(f"{len(cells)} cells, {runs} runs; link {config.link}")
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[Row]:
+    """Measures what is not finished yet, writes all files, returns all rows.
+
+    Raises:
+      InputError: bad config, or a workdir of another one.
+    """
+    from expertflow_jax.throughput.report import write_report
+    from expertflow_jax.throughput.sections import run_sections
+
+    cells = cells_of(config)
+    _claim(config, workdir)
+    results = workdir / "results.jsonl"
+    rows = read_rows(results)
+    finished = {row.cell for row in rows}
+    models = Models(config)
+    console = Console(width=None if sys.stdout.isatty() else 118)
+    with _progress(len(cells)) as advance:
+        for cell in cells:
+            advance(cell.label(), 0)
+            if cell.key not in finished:
+                found = _run_cell(config, models, cell, workdir)
+                with open(results, "a") as file:  # one write: a cell is there whole, or not at all
+                    file.write("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in found))
+                rows += found
+            advance(cell.label(), 1)
+    write_atomically(workdir / "results.csv", to_csv(rows).encode())
+    sections = run_sections(config, models, rows, workdir)
+    write_report(workdir, rows, sections, config, command, console)
+    return rows
+
+
+def _claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    path, plain = workdir / "config.json", json.loads(config.to_json_best_effort())
+    if path.exists():
+        changed = differences(json.loads(path.read_text()), plain)
+        if changed:
+            raise InputError(f"--workdir {workdir} holds a run of another config ({changed[0]}); name another folder")
+    write_atomically(path, json.dumps(plain, indent=2).encode())
+    write_atomically(workdir / "environment.json", json.dumps(describe_environment(config.seed), indent=2).encode())
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.description}")) as progress:
+        bar = progress.add_task("", total=total)
+        yield lambda label, done: progress.update(bar, description=label, advance=done)
+
+
+def link_of(config: ml_collections.ConfigDict, models: Models, name: str, workdir: Path) -> LinkSpec:
+    """The model's link; measured once per workdir, so that a resumed run has the same."""
+    path = workdir / "links.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if name not in known:
+        setup = models.get(name)
+        seconds = reference_seconds(models, name)
+        spec = scaled_link(config.link, setup.full, setup.store.expert_bytes, seconds)
+        known[name] = dataclasses.asdict(spec) | {"layer_seconds": seconds}
+        write_atomically(path, json.dumps(known, indent=2).encode())
+    return LinkSpec(**{key: value for key, value in known[name].items() if key != "layer_seconds"})
+
+
+def reference_seconds(models: Models, name: str, repeats: int = 7) -> float:
+    """The reference work of `gpus.py`: a resident decode step of one sequence, per MoE layer, median of runs."""
+    window = models.window(Cell(name, "decode", 1, 1.0, ()))
+    runs = [run_once(window, VARIANTS["resident"], 0, LinkSpec()) for _ in range(repeats + 1)][1:]
+    return float(np.median([run.seconds for run in runs])) / window.num_steps / window.setup.store.num_layers
+
+
+def _run_cell(config: ml_collections.ConfigDict, models: Models, cell: Cell, workdir: Path) -> list[Row]:
+    window = models.window(cell)
+    setup = window.setup
+    link = link_of(config, models, cell.model, workdir)
+    plans = {name: window.plan(cell.cache_fraction, VARIANTS[name].forecast == "predictor") for name in cell.variants}
+    resident_plan = window.plan(1.0, False)
+    plans = {name: resident_plan if name == "resident" else memory for name, memory in plans.items()}
+    reference = run_once(window, VARIANTS["resident"], 0, link)  # compiles, and says what each step needs
+    warm = {name: run_once(window, VARIANTS[name], plans[name].slots, link, reference.needed) for name in cell.variants}
+    before = _compilations(setup)
+    repeats: dict[str, list[Repeat]] = {name: [] for name in cell.variants}
+    for turn in range(config.repeats):
+        order = cell.variants[turn % len(cell.variants) :] + cell.variants[: turn % len(cell.variants)]
+        for name in order:
+            repeats[name].append(run_once(window, VARIANTS[name], plans[name].slots, link, reference.needed))
+    made = _compilations(setup) - before
+    resident = repeats.get("resident") or [reference]
+    resident_seconds = float(np.median([repeat.seconds for repeat in resident]))
+    horizons = [horizon for batch in window.horizons() for horizon in batch]
+    recalls = {"none": None, "truth": 1.0, "predictor": forecast_recall(reference.needed, horizons)}
+    rows = []
+    for name, found in repeats.items():
+        variant, inside = VARIANTS[name], found[0].inside
+        least = least_transfers(reference.needed, plans[name].slots, inside) * setup.store.expert_bytes
+        rows.append(
+            make_row(
+                window,
+                variant,
+                cell.cache_fraction,
+                found,
+                plan=plans[name],
+                resident_plan=resident_plan,
+                peak=warm[name].peak_device_bytes,
+                least_bytes=least,
+                limit=limit_seconds(resident_seconds, least, link),
+                recall=recalls[variant.forecast],
+                new_compilations=made,
+                link=link,
+            )
+        )
+    if cell.key == tuple(config.headline) and "expertflow" in repeats:
+        shown = sorted(repeats["expertflow"], key=lambda repeat: repeat.seconds)[len(repeats["expertflow"]) // 2]
+        title = f"expertflow, {cell.label()}"
+        write_atomically(workdir / "trace.json", timeline.trace_json(shown.events, title).encode())
+    return rows
+
+
+def _compilations(setup: Setup) -> int:
+    return setup.own_stages.compilations()
