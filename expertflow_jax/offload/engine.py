@@ -39,7 +39,7 @@ from expertflow_jax.offload.link import LinkSpec, Transfer, TransferLink, Virtua
 from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.offload.policies.base import CachePolicy
 from expertflow_jax.offload.policies.cache_moe import split_evenly
-from expertflow_jax.offload.slots import EMPTY, SlotPool
+from expertflow_jax.offload.slots import EMPTY, READY, SlotPool
 from expertflow_jax.offload.store import HostTier
 from expertflow_jax.offload.worker import RealLink
 
@@ -96,7 +96,10 @@ class ExpertCacheEngine:
         self._disk = LinkSpec.parse(disk)
         self._urgent: collections.deque[int] = collections.deque()
         self._background: dict[int, None] = {}  # a queue without repeats
-        self._needed: set[int] = set()  # asked for in this layer-step and not yet computed
+        self._needed: set[int] = set()  # asked for in this layer-step and not here yet
+        self._here: list[int] = []  # those of them that have arrived and not been served
+        self._pinning = False  # the running layer keeps slots from being overwritten
+        self._busy: list[int] = []  # slots handed to computations that may still run: no victims for prefetches
         self._asked = -1  # layer whose lossy request has been counted, so that its rounds do not count again
         self._called_for: np.ndarray | None = None
         self._mispredicted: list[int] = []  # the running layer-step's corrections
@@ -121,6 +124,9 @@ class ExpertCacheEngine:
             self._urgent.clear()
             self._background.clear()
             self._needed.clear()
+            self._here.clear()
+            self._busy.clear()
+            self._pinning = False
             self.pool.clear()
             self.store.reset()
             self._tick = 0
@@ -159,7 +165,7 @@ class ExpertCacheEngine:
             self._counts["steps"] += 1
             self._called_for, self._mispredicted = None, []
             if horizon is not None and self.policy.uses_forecast:
-                self._called_for = horizon[0] >= CALLED_FOR
+                self._called_for = (horizon[0] >= CALLED_FOR).reshape(-1)
             self.policy.begin_step(horizon if self.policy.uses_forecast else None)
             self._link.pump(changed=True)
 
@@ -189,7 +195,8 @@ class ExpertCacheEngine:
             self._next_layer()
             row = slice(layer * num_experts, (layer + 1) * num_experts)
             arrived = self.pool.ready(row)
-            self.pool.pinned[self.pool.slot_of[row][arrived]] = True
+            self.pool.keep(self.pool.slot_of[row][arrived])
+            self._pinning = True
         return arrived
 
     def note_lossy(self, layer: int, requested: np.ndarray, usable: np.ndarray) -> None:
@@ -203,7 +210,7 @@ class ExpertCacheEngine:
         keys = layer * self.store.num_experts + np.asarray(requested, np.int64)
         with self._changed:
             hit = np.asarray(usable)[requested]
-            self._count(keys, hit)
+            self._count(self.pool.slot_of[keys], hit)
             self._asked = layer
             self.pool.last_used[self.pool.slot_of[keys[hit]]] = self._tick
             self.policy.observe(layer, requested)
@@ -226,92 +233,102 @@ class ExpertCacheEngine:
           InputError: an expert was never loaded into the store.
           RuntimeError: a transfer failed.
         """
-        keys = layer * self.store.num_experts + np.asarray(experts, np.int64)
+        first, buffers = layer * self.store.num_experts, self.pool.buffers
         try:
-            ready = self._ask(layer, keys, experts)
+            keys, slots = self._ask(layer, first + np.asarray(experts, np.int64), experts)
             while True:
-                if ready:
-                    num_experts = self.store.num_experts
-                    yield (
-                        tuple([key - layer * num_experts for key in ready]),
-                        tuple([self.pool.buffers[self.pool.slot_of[key]] for key in ready]),
-                    )
-                    self._computed(ready)
+                if len(keys):
+                    yield tuple((keys - first).tolist()), tuple([buffers[slot] for slot in slots.tolist()])
+                    self._computed(keys, slots)
                 if not self._needed:
                     return
-                ready = self._next_arrivals()
+                keys, slots = self._next_arrivals()
         finally:
-            self._leave()
+            if self._pinning:
+                self._leave()
+            self._asked = -1
 
     @bookkeeping
-    def _ask(self, layer: int, keys: np.ndarray, experts: np.ndarray) -> list[int]:
-        """Counts and pins a layer-step's experts, sends for the missing ones; returns those that are here."""
+    def _ask(self, layer: int, keys: np.ndarray, experts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Counts and pins a layer-step's experts, sends for the missing ones; returns (keys, slots) that are here."""
         pool = self.pool
         with self._changed:
             self._link.pump(changed=False)
             counted = self._asked == layer
             self._next_layer()
-            here = pool.ready(keys)
             slots = pool.slot_of[keys]
+            here = pool.state[slots] == READY
+            all_here = bool(here.all())
+            missing = keys[:0] if all_here else keys[slots < 0]
             if not counted:
-                self._count(keys, here)
-                if self._called_for is not None:
-                    missing = keys[slots < 0]
-                    self._mispredicted = missing[~self._called_for.reshape(-1)[missing]].tolist()
+                self._count(slots, here)
+                if self._called_for is not None and len(missing):
+                    self._mispredicted = missing[~self._called_for[missing]].tolist()
                     self._counts["corrections"] += len(self._mispredicted)
                 self.policy.observe(layer, experts)
-            coming = slots[slots >= 0]
-            pool.pinned[coming] = True
-            pool.last_used[coming] = self._tick
-            self._needed.update(keys.tolist())
-            self._urgent.extend(keys[slots < 0].tolist())
+            pool.keep(slots)
+            pool.last_used[slots] = self._tick
+            self._pinning = True
+            if not all_here:
+                self._needed.update(keys[~here].tolist())
+                self._urgent.extend(missing.tolist())
+                keys, slots = keys[here], slots[here]
             self._link.pump(changed=True)
-            return keys[here].tolist()
+            return keys, slots
 
-    def _count(self, keys: np.ndarray, hit: np.ndarray) -> None:
+    def _count(self, slots: np.ndarray, hit: np.ndarray) -> None:
         self._tick += 1
         counts = self._counts
-        slots = self.pool.slot_of[keys]
-        hits, missing = int(np.count_nonzero(hit)), int(np.count_nonzero(slots < 0))
+        hits = int(np.count_nonzero(hit))
+        missing = 0 if hits == len(slots) else int(np.count_nonzero(slots < 0))
         counts["layer_steps"] += 1
         counts["hits"] += hits
         counts["misses"] += missing
-        counts["late"] += len(keys) - hits - missing
-        self.pool.unused_prefetch[slots[slots >= 0]] = False
+        counts["late"] += len(slots) - hits - missing
+        self.pool.unused_prefetch[slots] = False
 
     @bookkeeping
-    def _computed(self, keys: list[int]) -> None:
+    def _computed(self, keys: np.ndarray, slots: np.ndarray) -> None:
         """The computation that reads these experts has been dispatched: they may go."""
         with self._changed:
             self._link.pump(changed=False)
-            slots = self.pool.slot_of[keys]
-            self.pool.pinned[slots] = False
-            self.pool.busy[slots] = self._reads_last
-            self._needed.difference_update(keys)
+            if self._reads_last:
+                self._busy += slots.tolist()
+            else:
+                self.pool.let_go_of(keys, slots, self._tick)
+            if not self._needed and self._asked < 0:
+                self._pinning = False
             self._link.pump(changed=True)
 
     @bookkeeping
-    def _next_arrivals(self) -> list[int]:
-        """Waits until at least one needed expert has arrived; returns all that have, ascending."""
+    def _next_arrivals(self) -> tuple[np.ndarray, np.ndarray]:
+        """Waits until at least one needed expert has arrived; returns (keys, slots) of all that have, ascending."""
         with self._changed:
-            while True:
-                keys = np.array(sorted(self._needed))
-                arrived = keys[self.pool.ready(keys)].tolist()
-                if arrived:
-                    return arrived
+            while not self._here:
                 self._link.wait()
+            keys = np.array(sorted(self._here), np.int64)
+            self._needed.difference_update(self._here)
+            self._here.clear()
+            return keys, self.pool.slot_of[keys]
 
     def _next_layer(self) -> None:
         """Ends what the last layer-step left. Its routing read is behind us, so its computations have ended too."""
         self._release()
-        self.pool.busy[:] = False
+        if self._busy:
+            self.pool.let_go(np.array(self._busy))
+            self._busy.clear()
 
     def _release(self) -> None:
         """Nothing is needed any more, also if the rounds were left unfinished."""
-        self.pool.pinned[:] = False
-        self._needed.clear()
-        self._urgent.clear()
         self._asked = -1
+        if not self._pinning:
+            return
+        self._pinning = False
+        self._needed.clear()
+        self._here.clear()
+        self._urgent.clear()
+        pinned = self.pool.kept(slice(0, self.num_slots))
+        self.pool.let_go(np.setdiff1d(pinned, self._busy) if self._busy else pinned)
 
     def next_transfer(self) -> Transfer | None:
         """For the link, with the lock held: reserves a slot for what should travel now."""
@@ -327,7 +344,7 @@ class ExpertCacheEngine:
             slot = self._slot_for(key, urgent=False)
             if slot >= 0:
                 return self._reserve(key, slot, "prefetch")
-        for key in list(self._background):
+        for key in list(self._background) if self._background else ():
             if self.pool.slot_of[key] >= 0:
                 del self._background[key]
             elif (slot := self._slot_for(key, urgent=False)) >= 0:
@@ -340,18 +357,24 @@ class ExpertCacheEngine:
         slot = self.pool.first_empty(home)
         if slot >= 0:
             return slot
-        candidates = self.pool.evictable(home, even_busy=False)
-        if urgent and not len(candidates):
-            candidates = self.pool.evictable(home, even_busy=True)
-        return self.policy.victim(key, candidates, urgent) if len(candidates) else -1
+        slot = self.policy.victim(key, urgent)
+        if slot < 0 and urgent and self._busy:  # rather wait for a computation than for ever
+            busy = np.array([slot for slot in self._busy if home.start <= slot < home.stop], np.int64)
+            self.pool.let_go(busy)
+            slot = self.policy.victim(key, urgent)
+            self.pool.keep(busy[busy != slot])
+        if slot in self._busy:
+            self._busy.remove(slot)
+        return slot
 
     def _reserve(self, key: int, slot: int, kind: str) -> Transfer:
         pool, counts = self.pool, self._counts
         wasted = bool(pool.unused_prefetch[slot])
-        if pool.reserve(slot, key, self._tick) >= 0:
+        evicted = pool.reserve(slot, key, self._tick)
+        if evicted >= 0:
             counts["evictions"] += 1
             counts["wasted_prefetches"] += wasted
-        pool.pinned[slot] = key in self._needed
+        self.policy.moved(key, evicted)
         pool.unused_prefetch[slot] = kind == "prefetch"
         counts["prefetches" if kind == "prefetch" else f"{kind}_transfers"] += 1
         counts["bytes_transferred"] += self.store.expert_bytes
@@ -370,7 +393,9 @@ class ExpertCacheEngine:
 
     def arrived(self, transfer: Transfer) -> None:
         """For the link, with the lock held: the expert is usable."""
-        self.pool.publish(transfer.slot, transfer.generation)
+        needed = transfer.key in self._needed
+        if self.pool.publish(transfer.slot, transfer.generation, needed) and needed:
+            self._here.append(transfer.key)
         transfer.buffer = None
         if self.clock.timeline is not None:
             layer, expert = divmod(transfer.key, self.store.num_experts)

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 from expertflow_jax.errors import InputError
 from expertflow_jax.offload.clock import Clock
 
+_NEVER = float("inf")
+
 # Host to device, achievable rather than nominal: PCIe 4.0 and 5.0 with 16 lanes and pinned memory, and the
 # coherent link of a Grace-Hopper module.
 PROFILES = {"pcie4x16": (25.0, 10.0), "pcie5x16": (50.0, 10.0), "nvlink-c2c": (350.0, 5.0)}
@@ -152,13 +154,14 @@ class VirtualLink:
         under_way = self._under_way
         if changed:
             self._idle = False
-        while True:
-            arrival = under_way[0].end if under_way else float("inf")
-            start = max(self._looked, self._free_at)
-            if len(under_way) >= self._window:
-                start = max(start, arrival)
+        while under_way or not self._idle:
+            arrival = under_way[0].end if under_way else _NEVER
+            start = self._free_at if self._free_at > self._looked else self._looked
+            if arrival > start and len(under_way) >= self._window:
+                start = arrival
             if arrival <= now and (arrival <= start or self._idle):
-                self._looked = max(self._looked, arrival)
+                if arrival > self._looked:
+                    self._looked = arrival
                 self._source.arrived(under_way.popleft())
                 self._idle = False
             elif start <= now and not self._idle:

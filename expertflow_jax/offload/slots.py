@@ -10,6 +10,8 @@ compute.
 A slot is EMPTY, MOVING (reserved for an expert on its way) or READY. Its generation counts reservations: an
 arrival of an older generation is refused, so a slot freed and reused in mid-transfer cannot be published
 wrongly (ABA).
+What is asked at every layer-step is kept up to date rather than worked out: `order` says which slots may be overwritten
+and, least first, which was used longest ago, so that one pass of argmin finds a victim.
 Axes: S slots, L MoE layers, E experts, P numbers in an expert. A key is layer * E + expert.
 """
 
@@ -20,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 EMPTY, MOVING, READY = 0, 1, 2
+KEPT = np.iinfo(np.int64).max
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -36,12 +39,12 @@ class SlotPool:
     Attributes:
       slot_of: int32 [L * E], slot that holds or awaits an expert, -1 if none.
       key_of: int32 [S], expert that a slot holds or awaits, -1 if empty.
-      state: int8 [S], EMPTY, MOVING or READY.
-      pinned: bool [S], the running layer still needs it: never a victim.
-      busy: bool [S], handed to a computation that may still run: no victim for prefetches.
-      last_used: int64 [S], layer-step in which its expert was last requested (or loaded).
+      state: int8 [S + 1], EMPTY, MOVING or READY; the last one, EMPTY, is what slot_of = -1 finds.
+      order: int64 [S + 1], last_used * L * E + key of a slot that may be overwritten, KEPT of any other: empty, moving,
+        pinned (the running layer still needs it) or busy; the last one is KEPT.
+      last_used: int64 [S + 1], layer-step in which its expert was last requested (or loaded).
       generation: int64 [S], reservations so far.
-      unused_prefetch: bool [S], prefetched and not requested since.
+      unused_prefetch: bool [S + 1], prefetched and not requested since.
       buffers: S device arrays [P], None before first use.
       peak_bytes: most bytes that slot buffers have held at once.
     """
@@ -53,12 +56,11 @@ class SlotPool:
         self.expert_bytes = expert_bytes
         self.slot_of = np.full(num_layers * num_experts, -1, np.int32)
         self.key_of = np.full(num_slots, -1, np.int32)
-        self.state = np.zeros(num_slots, np.int8)
-        self.pinned = np.zeros(num_slots, bool)
-        self.busy = np.zeros(num_slots, bool)
-        self.last_used = np.zeros(num_slots, np.int64)
+        self.state = np.zeros(num_slots + 1, np.int8)
+        self.order = np.full(num_slots + 1, KEPT, np.int64)
+        self.last_used = np.zeros(num_slots + 1, np.int64)
         self.generation = np.zeros(num_slots, np.int64)
-        self.unused_prefetch = np.zeros(num_slots, bool)
+        self.unused_prefetch = np.zeros(num_slots + 1, bool)
         self.buffers: list[jax.Array | None] = [None] * num_slots
         self.num_empty = num_slots
         self.live_bytes = 0
@@ -72,23 +74,36 @@ class SlotPool:
         place = int(empty.argmax())
         return place + home.start if empty[place] else -1
 
-    def evictable(self, home: slice, even_busy: bool) -> np.ndarray:
-        """Slots within `home` that may be overwritten, ascending: int64 [n]."""
-        free = (self.state[home] == READY) & ~self.pinned[home]
-        if not even_busy:
-            free &= ~self.busy[home]
-        return free.nonzero()[0] + home.start
+    def oldest(self, home: slice) -> int:
+        """The slot within `home` that may be overwritten and was used longest ago (ties: the lowest key), or -1."""
+        place = int(self.order[home].argmin()) + home.start
+        return place if self.order[place] != KEPT else -1
 
     def ready(self, keys: np.ndarray | slice) -> np.ndarray:
         """Whether each expert has arrived in a slot: bool [n]."""
-        slots = self.slot_of[keys]
-        return (slots >= 0) & (self.state[slots] == READY)
+        return self.state[self.slot_of[keys]] == READY
+
+    def keep(self, slots: np.ndarray) -> None:
+        """Pins slots int [n]; -1 is passed over."""
+        self.order[slots] = KEPT
+
+    def let_go(self, slots: np.ndarray) -> None:
+        """The slots int [n], all READY, may be overwritten from now on."""
+        self.order[slots] = self.last_used[slots] * self.slot_of.size + self.key_of[slots]
+
+    def let_go_of(self, keys: np.ndarray, slots: np.ndarray, tick: int) -> None:
+        """The same, where it is known what they hold, keys int64 [n], and that it was last used at `tick`."""
+        self.order[slots] = keys + tick * self.slot_of.size
+
+    def kept(self, home: slice) -> np.ndarray:
+        """READY slots within `home` that may not be overwritten, ascending: int64 [n]."""
+        return ((self.state[home] == READY) & (self.order[home] == KEPT)).nonzero()[0] + home.start
 
     def reserve(self, slot: int, key: int, tick: int) -> int:
         """Gives `slot` to the expert `key` that is about to travel; returns the evicted key, -1 if it was
         empty.
         """
-        if self.pinned[slot] or self.state[slot] == MOVING or self.slot_of[key] >= 0:
+        if self.slot_of[key] >= 0 or (self.order[slot] == KEPT and self.state[slot] != EMPTY):
             raise AssertionError(f"slot {slot} cannot be given to expert {key}: in use, or the expert has one")
         evicted = int(self.key_of[slot])
         if evicted >= 0:
@@ -98,7 +113,7 @@ class SlotPool:
         self.key_of[slot] = key
         self.slot_of[key] = slot
         self.state[slot] = MOVING
-        self.busy[slot] = False
+        self.order[slot] = KEPT
         self.last_used[slot] = tick
         self.generation[slot] += 1
         return evicted
@@ -132,11 +147,13 @@ class SlotPool:
         self.peak_bytes = max(self.peak_bytes, self.live_bytes + peak)
         self.live_bytes += kept
 
-    def publish(self, slot: int, generation: int) -> bool:
+    def publish(self, slot: int, generation: int, pinned: bool = False) -> bool:
         """Marks an arrived expert usable, unless its slot has been given away since; returns whether."""
         if self.generation[slot] != generation or self.state[slot] != MOVING:
             return False
         self.state[slot] = READY
+        if not pinned:
+            self.order[slot] = self.last_used[slot] * self.slot_of.size + self.key_of[slot]
         return True
 
     def clear(self) -> None:
@@ -144,8 +161,7 @@ class SlotPool:
         self.slot_of[:] = -1
         self.key_of[:] = -1
         self.state[:] = EMPTY
-        self.pinned[:] = False
-        self.busy[:] = False
+        self.order[:] = KEPT
         self.last_used[:] = 0
         self.unused_prefetch[:] = False
         self.num_empty = self.num_slots

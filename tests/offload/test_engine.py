@@ -11,6 +11,7 @@ from reference_engine import Reference
 from expertflow_jax.errors import InputError
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.link import LinkSpec
+from expertflow_jax.offload.slots import KEPT
 from expertflow_jax.offload.store import ExpertSizes
 
 POLICIES = ["on_demand", "cache_moe", "expertflow", "oracle"]
@@ -197,6 +198,29 @@ def test_an_expert_that_the_running_layer_needs_is_never_evicted(policy, case):
     play(engine, case)
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=20, deadline=None)
+@given(case=cases())
+def test_slots_that_a_computation_may_still_read_are_the_last_to_be_overwritten(policy, case):
+    engine = case.engine(policy)
+    engine.warm_up()
+    engine._reads_last = True  # as on a GPU under the real clock
+    victim = engine.policy.victim
+
+    def watched(key, urgent):
+        free = (engine.pool.order[:-1] != KEPT).nonzero()[0].tolist()
+        slot = victim(key, urgent)
+        assert not set(engine._busy) & set(free) or urgent
+        assert slot in (-1, *free)
+        return slot
+
+    engine.policy.victim = watched
+    log = play(engine, case)
+    served = [group for rounds in log if rounds and isinstance(rounds[0], tuple) for group in rounds]
+    if not case.lossy:
+        assert sum(len(group) for group in served) == case.needed.sum()
+
+
 @settings(max_examples=20, deadline=None)
 @given(case=cases())
 def test_with_all_experts_in_slots_every_policy_only_hits(case):
@@ -221,7 +245,7 @@ def test_rounds_left_unfinished_leave_a_working_engine(case):
         rounds = engine.rounds(layer, np.arange(case.num_experts))
         next(rounds)
         rounds.close()
-        assert not engine.pool.pinned.any()
+        assert not len(engine.pool.kept(slice(0, engine.num_slots)))
     play(engine, case)
 
 

@@ -8,6 +8,7 @@ import pytest
 from expertflow_jax.errors import InputError
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.policies import POLICIES, make_policy
+from expertflow_jax.offload.slots import KEPT
 from expertflow_jax.offload.store import ExpertSizes
 from expertflow_jax.simulation.costs import ComputeCosts, Line
 from expertflow_jax.simulation.replay import replay, true_horizons
@@ -110,14 +111,14 @@ def test_a_prefetch_never_displaces_what_is_worth_more(policy):
     engine.warm_up()
     plain, seen = engine.policy.victim, 0
 
-    def watched(key, candidates, urgent):
+    def watched(key, urgent):
         nonlocal seen
-        slot = plain(key, candidates, urgent)
-        held = engine.pool.key_of[candidates]
+        slot = plain(key, urgent)
+        held = engine.pool.key_of[(engine.pool.order[:-1] != KEPT).nonzero()[0]]
         if policy == "oracle":
             worth = -engine.policy._next_use.astype(np.float64)
         else:
-            worth = engine.policy._value
+            worth = np.concatenate([engine.policy._values(layer) for layer in range(LAYERS)])
         if slot >= 0:
             assert worth[engine.pool.key_of[slot]] == worth[held].min()
             if not urgent:

@@ -6,7 +6,7 @@ import pytest
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.models.experts import ExpertLayout
-from expertflow_jax.offload.slots import EMPTY, MOVING, READY, SlotPool
+from expertflow_jax.offload.slots import EMPTY, KEPT, MOVING, READY, SlotPool
 from expertflow_jax.offload.store import ExpertSizes, ExpertStore
 
 
@@ -70,7 +70,7 @@ def test_a_late_arrival_for_a_slot_given_away_is_refused():
     pool = SlotPool(2, 1, 4, 64)
     assert pool.reserve(0, 3, 0) == -1
     old = int(pool.generation[0])
-    assert pool.state.tolist() == [MOVING, EMPTY]
+    assert pool.state[:2].tolist() == [MOVING, EMPTY]
     pool.clear()
     pool.reserve(0, 2, 0)
     assert not pool.publish(0, old)
@@ -86,22 +86,27 @@ def test_a_slot_in_use_cannot_be_given_away(why):
     pool = SlotPool(2, 1, 4, 64)
     pool.reserve(0, 3, 0)
     if why != "moving":
-        pool.publish(0, 1)
-    pool.pinned[0] = why == "pinned"
+        pool.publish(0, 1, pinned=why == "pinned")
     with pytest.raises(AssertionError, match="cannot be given"):
         pool.reserve(1 if why == "twice" else 0, 3 if why == "twice" else 1, 0)
 
 
-def test_evictable_slots_are_ready_unpinned_and_for_prefetches_not_busy():
-    pool = SlotPool(5, 1, 8, 64)
-    for slot in range(4):
-        pool.reserve(slot, slot, 0)
+def test_only_slots_that_hold_an_unpinned_expert_may_be_overwritten_the_longest_unused_first():
+    pool = SlotPool(6, 1, 8, 64)
+    for slot, (key, tick) in enumerate([(7, 0), (6, 0), (5, 3), (4, 2), (3, 3)]):
+        pool.reserve(slot, key, tick)
         if slot:
-            pool.publish(slot, 1)
-    pool.pinned[1] = pool.busy[2] = True
-    everywhere = slice(0, 5)
-    assert pool.evictable(everywhere, even_busy=False).tolist() == [3]
-    assert pool.evictable(everywhere, even_busy=True).tolist() == [2, 3]
-    assert pool.evictable(slice(3, 5), even_busy=True).tolist() == [3]
-    assert pool.first_empty(everywhere) == 4
+            pool.publish(slot, 1, pinned=slot == 1)
+    everywhere = slice(0, 6)
+    assert [slot for slot in range(6) if pool.order[slot] != KEPT] == [2, 3, 4]
+    assert pool.oldest(everywhere) == 3
+    pool.keep(np.array([3, -1]))
+    assert pool.kept(everywhere).tolist() == [1, 3]
+    assert pool.oldest(everywhere) == 4  # as old as slot 2, of a lower key
+    assert pool.oldest(slice(0, 2)) == -1
+    pool.let_go(np.array([1]))
+    assert pool.oldest(everywhere) == 1
+    pool.let_go_of(np.array([6]), np.array([1]), 4)
+    assert pool.oldest(everywhere) == 4
+    assert pool.first_empty(everywhere) == 5
     assert pool.first_empty(slice(0, 4)) == -1

@@ -3,7 +3,7 @@ system.
 
 To add a policy: subclass `CachePolicy`, override what differs, and name it in `policies/__init__.py`. The
 engine does the rest: it counts, moves bytes, keeps what the running layer needs, and asks at the moment a
-transfer starts. A policy only reads `self.slots` (see `SlotPool`: `slot_of`, `key_of`, `last_used`). It must
+transfer starts. A policy only reads `self.slots` (see `SlotPool`: `slot_of`, `key_of`, `order`). It must
 be a deterministic function of what it was told; ties go to the lowest (layer, expert).
 Axes: H steps of the horizon, L MoE layers, E experts, S slots, N tokens. A key is layer * E + expert.
 """
@@ -61,13 +61,11 @@ class CachePolicy:
         """
         return -1
 
-    def victim(self, key: int, candidates: np.ndarray, urgent: bool) -> int:
-        """The slot to overwrite so that expert `key` can travel; -1 refuses, which only an urgent one may not
-        be.
-
-        Args:
-          candidates: int64 [n], n >= 1, the slots of `home` that nothing needs now.
-          urgent: compute waits for it.
+    def victim(self, key: int, urgent: bool) -> int:
+        """The slot to overwrite so that expert `key` can travel: one of `home` whose `order` is not KEPT; -1 if there
+        is none. It may also refuse with -1, but not if the expert is `urgent`: compute waits for it.
         """
-        age = self.slots.last_used[candidates] * self.slots.slot_of.size + self.slots.key_of[candidates]
-        return int(candidates[age.argmin()])
+        return self.slots.oldest(self.home(key // self.num_experts))
+
+    def moved(self, key: int, evicted: int) -> None:
+        """The expert `key` has been given the slot of the expert `evicted` (-1: it was empty)."""

@@ -10,18 +10,26 @@ holding it until its next use:
 With a certain forecast this order is Belady's. The absent expert of the highest value travels, and only if it
 beats the lowest value in the slots. On made-up traces with forecasts of recall 0.6 to 0.95 this hit density
 led over exponential discounting and over expected distance, in hits and in time.
+
+Values change with every layer-step, of all L * E experts, but only upwards until their layer asks, and at most by the
+factor D / (D - 1), D the layer-steps until it does. So each layer keeps a bound on the highest value that it misses
+and one on the lowest that it holds, and its values are worked out when a bound says that they may matter: what a
+layer-step costs does not grow with L, and what is decided is the same (`tests/offload/reference_engine.py`).
 Axes: H steps of the horizon, L MoE layers, E experts. A key is layer * E + expert.
 """
 
 import numpy as np
 
 from expertflow_jax.offload.policies.base import CachePolicy
-from expertflow_jax.offload.slots import SlotPool
+from expertflow_jax.offload.slots import KEPT, SlotPool
 
 MEMORY = 0.1  # weight of the latest step in the running frequency
 FIRST_GUESS = 0.1  # frequency of an expert before its layer has been seen
 GAIN = 1.1  # a prefetch must be worth this many times its victim, and
 WORTH = 0.05  # be expected this often per step, or it stays: a third of all bytes saved, no hits lost
+
+_ROUNDING = 1e-5  # by how much, relatively, a value may surpass its bound in float32
+_NEVER = -2  # no layer has asked since this was last known
 
 
 class ExpertFlow(CachePolicy):
@@ -32,11 +40,21 @@ class ExpertFlow(CachePolicy):
 
     def attach(self, slots: SlotPool) -> None:
         super().attach(slots)
-        self._frequency = np.full((self.num_layers, self.num_experts), FIRST_GUESS, np.float32)
-        self._layers = np.arange(self.num_layers, dtype=np.float32)
-        self._value = np.empty(self.num_layers * self.num_experts, np.float32)
-        self._absent = np.empty_like(self._value)
-        self._product = np.empty_like(self._frequency)
+        layers, shape = self.num_layers, (self.num_layers, self.num_experts)
+        self._frequency = np.full(shape, FIRST_GUESS, np.float32)
+        self._value = np.zeros(shape, np.float32)  # of each layer as seen from layer-step `_seen`, no more than now
+        self._product = np.empty_like(self._value)
+        self._slot_of = slots.slot_of.reshape(shape)
+        # May be prefetched: absent when a layer asked last. What is evicted is the least of all, and opens at the next.
+        self._open = self._slot_of < 0
+        self._moved: list[int] = []  # came or went since
+        self._seen = [_NEVER] * layers
+        self._highest = np.full(layers, np.inf, np.float32)  # at least the highest value of a layer's open experts
+        self._wanted, self._wanted_seen = [0] * layers, [_NEVER] * layers  # the one that has it, as seen from here
+        self._lowest = np.full(layers, -1.0, np.float32)  # at most the lowest value of a layer's experts in slots
+        self._least, self._least_seen = [0] * layers, [_NEVER] * layers
+        until = (np.arange(layers) - np.arange(layers)[:, None] - 1) % layers + 1
+        self._growth = ((1 + 1 / until) * (1 + _ROUNDING)).astype(np.float32)  # [layer that asks, layer]
         self.begin_step(None)
 
     def begin_step(self, horizon: np.ndarray | None) -> None:
@@ -45,58 +63,145 @@ class ExpertFlow(CachePolicy):
         self._first, never = _first_uses(uses)
         self._first_later, self._never_later = _first_uses(uses[1:])
         self._later = never * self._frequency
+        distance = np.arange(len(uses) * self.num_layers + 1, dtype=np.float32)
+        self._weight = np.where(distance > 0, 1 / np.maximum(distance, 1), 0)
         self._layer = -1  # the last one that has asked
-        self._stale = True
+        self._reopen()
+        self._all_changed = True
 
     def observe(self, layer: int, experts: np.ndarray) -> None:
-        used = np.zeros(self.num_experts, np.float32)
-        used[experts] = 1.0
-        self._frequency[layer] += MEMORY * (used - self._frequency[layer])
+        frequency, step = self._frequency[layer], self._product[layer]
+        np.negative(frequency, out=step)
+        step[experts] += 1.0
+        step *= MEMORY
+        frequency += step
         self._first[0, layer] = 0.0
         self._first[1:, layer] = self._first_later[:, layer]
-        self._later[layer] = self._never_later[layer] * self._frequency[layer]
+        np.multiply(self._never_later[layer], frequency, out=self._later[layer])
+        self._reopen()
+        if layer != self._layer + 1:
+            self._all_changed = True
+        self._highest *= self._growth[layer]
+        self._highest[layer], self._lowest[layer] = np.inf, -1.0
         self._layer = layer
-        self._stale = True
 
-    def _refresh(self) -> None:
-        """Values [L * E] as seen from the layer that asked last; in `_absent`, experts in slots have -1 instead.
+    def moved(self, key: int, evicted: int) -> None:
+        layer, expert = divmod(key, self.num_experts)
+        self._moved.append(key)
+        value = self._value[layer, expert]
+        if value <= self._lowest[layer]:
+            self._lowest[layer] = value
+            self._least_seen[layer] = _NEVER
+        if evicted >= 0:
+            self._moved.append(evicted)
+            layer, expert = divmod(evicted, self.num_experts)
+            if self._least[layer] == expert:
+                self._least_seen[layer] = _NEVER
 
-        Once per layer-step: an expert evicted since was the least of all, and is seen again at the next.
-        """
-        if not self._stale:
-            return
-        steps, layers = len(self._first), self.num_layers
-        ahead = (self._layers - self._layer)[:, None]
-        value, product = self._value.reshape(layers, -1), self._product
-        # of an expert used with frequency q per step, the next use is L (1 - q) / q layer-steps later on average
-        np.multiply(self._frequency, (steps - 1) * layers + ahead, out=value)
+    def _reopen(self) -> None:
+        for key in self._moved:
+            layer, expert = divmod(key, self.num_experts)
+            self._open[layer, expert] = absent = self._slot_of[layer, expert] < 0
+            if absent:
+                self._highest[layer] = max(self._highest[layer], self._value[layer, expert])
+        self._moved.clear()
+
+    def next_prefetch(self) -> int:
+        if self._all_changed:
+            self._look_at_all()
+        highest = self._highest
+        while True:
+            layer = int(highest.argmax())
+            if highest[layer] * self.num_layers < WORTH:
+                return -1
+            if self._wanted_seen[layer] == self._layer:
+                expert = self._wanted[layer]
+                if self._slot_of[layer, expert] < 0:
+                    return layer * self.num_experts + expert
+                self._open[layer, expert] = False
+            open_values = np.where(self._open[layer], self._values(layer), -1.0)
+            expert = int(open_values.argmax())
+            highest[layer] = open_values[expert]
+            self._wanted[layer], self._wanted_seen[layer] = expert, self._layer
+
+    def victim(self, key: int, urgent: bool) -> int:
+        if self._all_changed:
+            self._look_at_all()
+        lowest, layers = self._lowest_free()
+        if not layers:
+            return -1
+        if not urgent:
+            layer, expert = divmod(key, self.num_experts)
+            if lowest * GAIN >= self._values(layer)[expert]:
+                return -1
+        tied = [self._slot_of[layer][self._value[layer] == lowest] for layer in layers]
+        slots = tied[0] if len(tied) == 1 else np.concatenate(tied)
+        return int(slots[self.slots.order[slots].argmin()]) if len(slots) > 1 else int(slots[0])
+
+    def _lowest_free(self) -> tuple[np.float32, list[int]]:
+        """The lowest value of an expert whose slot may be overwritten (infinite if there is none), and its layers."""
+        bounds, lowest = self._lowest.copy(), np.float32(np.inf)
+        layers: list[int] = []
+        while True:
+            layer = int(bounds.argmin())
+            bound = bounds[layer]
+            if bound > lowest or bound == np.inf:
+                return lowest, layers
+            bounds[layer] = np.inf
+            found = self._lowest_free_of(layer)
+            if found < lowest:
+                lowest, layers = found, [layer]
+            elif found == lowest < np.inf:
+                layers.append(layer)
+
+    def _lowest_free_of(self, layer: int) -> np.float32:
+        order, slots = self.slots.order, self._slot_of[layer]
+        if self._least_seen[layer] != self._layer:
+            held = np.where(slots >= 0, self._values(layer), np.inf)
+            least = int(held.argmin())
+            self._lowest[layer] = held[least]
+            self._least[layer], self._least_seen[layer] = least, self._layer
+        least = self._least[layer]
+        if order[slots[least]] != KEPT:
+            return self._lowest[layer]
+        return np.where(order[slots] != KEPT, self._values(layer), np.float32(np.inf)).min()
+
+    def _values(self, layer: int) -> np.ndarray:
+        """Values [E] of a layer's experts as seen from the layer that asked last."""
+        value = self._value[layer]
+        if self._seen[layer] != self._layer:
+            steps, layers, ahead, product = len(self._first), self.num_layers, layer - self._layer, self._product[layer]
+            # of an expert used with frequency q per step, the next use is L (1 - q) / q layer-steps later on average
+            np.multiply(self._frequency[layer], (steps - 1) * layers + ahead, out=value)
+            value += layers
+            np.divide(self._later[layer], value, out=value)
+            for h in range(0 if ahead > 0 else 1, steps):
+                np.multiply(self._first[h, layer], self._weight[h * layers + ahead], out=product)
+                value += product
+            self._seen[layer] = self._layer
+        return value
+
+    def _look_at_all(self) -> None:
+        """All values anew, and bounds that are met."""
+        steps, layers, value = len(self._first), self.num_layers, self._value
+        ahead = np.arange(layers)[:, None] - self._layer
+        np.multiply(self._frequency, ((steps - 1) * layers + ahead).astype(np.float32), out=value)
         value += layers
         np.divide(self._later, value, out=value)
         for h, first in enumerate(self._first):
-            distance = h * layers + ahead
-            np.multiply(first, np.where(distance > 0, 1 / np.maximum(distance, 1), 0), out=product)
-            value += product
-        np.copyto(self._absent, self._value)
-        self._absent[self.slots.key_of[self.slots.key_of >= 0]] = -1
-        self._stale = False
-
-    def next_prefetch(self) -> int:
-        self._refresh()
-        while True:
-            key = int(self._absent.argmax())
-            if self._absent[key] * self.num_layers < WORTH:
-                return -1
-            if self.slots.slot_of[key] < 0:
-                return key
-            self._absent[key] = -1
-
-    def victim(self, key: int, candidates: np.ndarray, urgent: bool) -> int:
-        self._refresh()
-        values = self._value[self.slots.key_of[candidates]]
-        lowest = values.min()
-        if not urgent and lowest * GAIN >= self._value[key]:
-            return -1
-        return super().victim(key, candidates[values == lowest], urgent)
+            np.multiply(first, self._weight[np.maximum(h * layers + ahead, 0)], out=self._product)
+            value += self._product
+        self._seen = [self._layer] * layers
+        every = np.arange(layers)
+        open_values = np.where(self._open, value, -1.0)
+        experts = open_values.argmax(1)
+        self._highest = open_values[every, experts]
+        self._wanted, self._wanted_seen = experts.tolist(), [self._layer] * layers
+        held = np.where(self._slot_of >= 0, value, np.inf)
+        experts = held.argmin(1)
+        self._lowest = held[every, experts]
+        self._least, self._least_seen = experts.tolist(), [self._layer] * layers
+        self._all_changed = False
 
 
 def _first_uses(uses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ Axes: H steps of the horizon, L MoE layers, E experts.
 import numpy as np
 
 from expertflow_jax.offload.policies.base import CachePolicy
-from expertflow_jax.offload.slots import SlotPool
+from expertflow_jax.offload.slots import KEPT, SlotPool
 
 NEVER = np.iinfo(np.int32).max
 
@@ -46,9 +46,10 @@ class Oracle(CachePolicy):
         key = int(absent.argmin())
         return key if absent[key] < NEVER else -1
 
-    def victim(self, key: int, candidates: np.ndarray, urgent: bool) -> int:
-        next_use = self._next_use[self.slots.key_of[candidates]]
+    def victim(self, key: int, urgent: bool) -> int:
+        order = self.slots.order[:-1]
+        next_use = np.where(order != KEPT, self._next_use[self.slots.key_of], -1)
         furthest = next_use.max()
-        if not urgent and furthest <= self._next_use[key]:
+        if furthest < 0 or (not urgent and furthest <= self._next_use[key]):
             return -1
-        return super().victim(key, candidates[next_use == furthest], urgent)
+        return int(np.where(next_use == furthest, order, KEPT).argmin())
