@@ -4,16 +4,18 @@ A window of W sequences waits. A scheduler splits it into ceil(W / batch size) b
 at most one, in the order in which they run. Waiting is measured against order of arrival: a sequence that
 `fifo` would run in batch j runs in batch j + `max_wait` at the latest, so nobody starves however awkward its
 route is. That holds for any grouping inside a run of `max_wait` + 1 successive `fifo` batches, so a longer
-window is planned run by run.
+window is planned run by run. So is one of more sequences than the scheduler's `longest`, since what planning takes per
+sequence grows with those planned together (docs/engine.md).
 Axes: W waiting sequences, L MoE layers, E experts.
 """
 
 import contextlib
+import functools
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from expertflow_jax.errors import InputError
 
@@ -24,6 +26,7 @@ class Scheduler:
     Attributes:
       name: as in configs and results.
       uses_forecast: False if signatures are ignored (any array [W, L, E] will do then).
+      longest: most sequences planned together, if there is a forecast.
       batch_size: most sequences of a batch.
       seed: of whatever is drawn at random.
       max_wait: batches that a sequence may be passed over; None: until the window ends.
@@ -31,6 +34,7 @@ class Scheduler:
 
     name = ""
     uses_forecast = True
+    longest = 512
 
     def __init__(self, batch_size: int, seed: int = 0, max_wait: int | None = None):
         self.batch_size = _whole("batch_size", batch_size, 1)
@@ -59,6 +63,8 @@ class Scheduler:
         order = np.argsort(keys, kind="stable")
         sizes = batch_sizes(len(order), self.batch_size)
         run = len(sizes) if self.max_wait is None else self.max_wait + 1
+        if self.uses_forecast:
+            run = min(run, max(2, self.longest // self.batch_size))
         rng = np.random.default_rng([self.seed, zlib.crc32(np.ascontiguousarray(keys, np.float64).tobytes())])
         plan: list[np.ndarray] = []
         done = 0
@@ -67,8 +73,8 @@ class Scheduler:
             waiting = order[done : done + int(part.sum())]
             done += len(waiting)
             # Sums must not depend on how many threads share them: the same forecast, the same batches.
-            with threadpool_limits(limits=1) if self.uses_forecast else contextlib.nullcontext():
-                batches = self._form(signatures[waiting], part, rng)
+            with _thread_pools().limit(limits=1) if self.uses_forecast else contextlib.nullcontext():
+                batches = self._form(signatures[waiting], part, rng) if len(part) > 1 else [np.arange(len(waiting))]
             plan += [waiting[batch].astype(np.int32) for batch in batches]
         return plan
 
@@ -81,6 +87,12 @@ class Scheduler:
           rng: seeded for this window.
         """
         raise TypeError(f"{type(self).__name__} does not say how it forms batches")
+
+
+@functools.cache
+def _thread_pools() -> ThreadpoolController:
+    """Finding them takes milliseconds."""
+    return ThreadpoolController()
 
 
 def batch_sizes(count: int, batch_size: int) -> np.ndarray:

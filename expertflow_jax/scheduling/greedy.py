@@ -4,20 +4,19 @@ The classic greedy for batching by set union, on forecasts instead of sets: with
 that no member uses an expert, a candidate adds sum over layers and experts of absent * p, one matrix-vector
 product for all candidates at once. Starting from the oldest keeps order of arrival wherever routes do not
 matter.
-Axes: W waiting sequences, L MoE layers, E experts, C candidates.
+Axes: W waiting sequences, L MoE layers, E experts.
 """
 
 import numpy as np
 
 from expertflow_jax.scheduling.base import Scheduler
 
-CANDIDATES = 512
-
 
 class GreedyScheduler(Scheduler):
     """Grows batches by the least expected increase in distinct experts."""
 
     name = "greedy"
+    longest = 1024
 
     def _form(self, signatures, sizes, rng):
         points = signatures.reshape(len(signatures), -1)
@@ -34,9 +33,6 @@ def _grow(points: np.ndarray, waiting: np.ndarray, size: int) -> np.ndarray:
     """One batch of `size` of the `waiting` ranks, sorted, with `waiting[0]`. points: float32 [W, L * E]."""
     members, candidates = [waiting[0]], waiting[1:]
     absent = 1.0 - points[waiting[0]]
-    if len(candidates) > CANDIDATES:  # a large window: look closely only at those that suit the oldest best
-        added = points[candidates] @ absent
-        candidates = np.sort(candidates[np.argsort(added, kind="stable")[:CANDIDATES]])
     pool = points[candidates]
     free = np.ones(len(candidates), bool)
     while len(members) < size:

@@ -16,25 +16,19 @@ from expertflow_jax.scheduling.greedy import GreedyScheduler
 from expertflow_jax.scheduling.kmeans import KMeansScheduler
 from expertflow_jax.scheduling.objective import schedule_cost
 
-CHUNK = 512
-
 
 class LocalSearchScheduler(Scheduler):
     """The better of greedy and k-means batches, each improved by swaps until none helps."""
 
     name = "local_search"
+    longest = 256  # prices are quadratic in it
 
     def _form(self, signatures, sizes, rng):
         absent = 1.0 - signatures.reshape(len(signatures), -1)
         best: list[np.ndarray] = []
         lowest = np.inf
         for start in (GreedyScheduler, KMeansScheduler):
-            batches = start(self.batch_size)._form(signatures, sizes, rng)
-            # Prices take memory and time quadratic in the sequences priced: a long window is improved in
-            # parts.
-            step = max(2, CHUNK // int(sizes[-1]))
-            parts = [_improve(absent, batches[i : i + step]) for i in range(0, len(batches), step)]
-            batches = [batch for part in parts for batch in part]
+            batches = _improve(absent, start(self.batch_size)._form(signatures, sizes, rng))
             if (cost := schedule_cost(signatures, batches)) < lowest:
                 best, lowest = batches, cost
         return best
@@ -48,13 +42,15 @@ def _improve(absent: np.ndarray, batches: Sequence[np.ndarray]) -> list[np.ndarr
     q = absent[members]
     others = np.concatenate([_product_of_others(part) for part in np.split(q, ends[:-1])])
     value = others @ q.T
-    same_batch = home[:, None] == home[None, :]
     tolerance = 1e-6 * q.shape[1]  # float32 sums: a smaller gain may be rounding, and could be swapped back
+    touched, gain = np.arange(len(members)), np.empty_like(value)
     for _ in range(8 * len(members)):
-        own = np.diagonal(value)
-        gain = value + value.T - own[:, None] - own[None, :]
-        gain[same_batch] = -np.inf
-        one, other = np.unravel_index(np.argmax(gain), gain.shape)
+        own = value.diagonal()
+        same_batch = home[touched, None] == home[None, :]
+        rows, columns = value[touched], value[:, touched]
+        gain[touched] = np.where(same_batch, -np.inf, rows + columns.T - own[touched, None] - own[None, :])
+        gain[:, touched] = np.where(same_batch.T, -np.inf, columns + rows.T - own[:, None] - own[None, touched])
+        one, other = divmod(int(gain.argmax()), len(members))
         if gain[one, other] <= tolerance:
             break
         pair = np.array([one, other])
