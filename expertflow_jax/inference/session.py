@@ -72,6 +72,7 @@ class InferenceSession:
         self.costs = costs
         self.records: list[StepRecord] | None = None
         self.record_speculative = record_speculative
+        self.samples_memory = True  # takes milliseconds: off where a run is timed
         self.peak_device_bytes = 0  # largest sum of what lives on the device, sampled once per shape of step
         self._sampled: set[tuple[int, ...]] = set()
 
@@ -171,26 +172,27 @@ class InferenceSession:
         tokens = batch * length
         ids = chosen.reshape(tokens, top_k)
         needed[np.unique(ids[ids >= 0])] = True
-        mix: Any = weights.reshape(tokens, top_k)
+        mix: Any = weights
         if not self.miss_policy.lossless:
             usable = self.engine.usable(layer)
             self.engine.note_lossy(layer, np.flatnonzero(needed).astype(np.int32), usable)
-            ids, mix = self.miss_policy.resolve(ids, np.asarray(mix), np.asarray(probs).reshape(tokens, -1), usable)
+            ids, mix = self.miss_policy.resolve(
+                ids, np.asarray(mix).reshape(ids.shape), np.asarray(probs).reshape(tokens, -1), usable
+            )
         rows = expert_rows(ids, self.engine.store.num_experts)
-        flat = y.reshape(tokens, -1)
         out = self.stages.empty_output(tokens, top_k)
         for experts, buffers in self.engine.rounds(layer, rows.needed):
             for positions, group in rows.groups(experts):
-                out = self.stages.run_experts(out, flat, group, [buffers[p] for p in positions])
+                out = self.stages.run_experts(out, y, group, [buffers[p] for p in positions])
             self._spend("experts_seconds", [int(rows.counts[e]) for e in experts])
         if sample:
             self.peak_device_bytes = max(self.peak_device_bytes, bytes_in_use())
-        return self.stages.combine(h.reshape(tokens, -1), out, mix).reshape(h.shape)
+        return self.stages.combine(h, out, mix)
 
     def _new_shape(self, shape: tuple[int, ...], room: int) -> bool:
         """Whether no step of these shapes has run yet: asking the device what it holds costs milliseconds, and
         steps of one shape hold the same."""
-        new = (*shape, room) not in self._sampled
+        new = self.samples_memory and (*shape, room) not in self._sampled
         self._sampled.add((*shape, room))
         return new
 

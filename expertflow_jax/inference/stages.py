@@ -40,6 +40,7 @@ class Stages:
       dense_bytes: device bytes of everything but the experts.
       layout: how experts lie in their buffers.
       layer_stages: of each layer, shared by layers of one structure.
+      layer_states, trunk: the parameters on the device, of each layer and of the rest.
     """
 
     def __init__(self, module: Any, device: jax.Device | None = None):
@@ -49,7 +50,7 @@ class Stages:
         layers = list(module.layers)
         self.is_moe = [layer.is_moe for layer in layers]
         self.moe_layers = [i for i, moe in enumerate(self.is_moe) if moe]
-        self._layer_states = []
+        self.layer_states = []
         compiled: dict[Any, LayerStages] = {}  # by structure
         self.layer_stages = []
         for layer in layers:
@@ -57,13 +58,13 @@ class Stages:
             if graphdef not in compiled:
                 compiled[graphdef] = LayerStages(graphdef)
             self.layer_stages.append(compiled[graphdef])
-            self._layer_states.append(jax.device_put(state, device))
+            self.layer_states.append(jax.device_put(state, device))
         self._structures = list(compiled.values())
         module.layers, module.experts = nnx.List([]), nnx.List([])
         trunk_def, trunk = nnx.split(module)
         module.layers = nnx.List(layers)
-        self._trunk = jax.device_put(trunk, device)
-        self.dense_bytes = sum(a.nbytes for a in jax.tree.leaves((self._trunk, self._layer_states)))
+        self.trunk = jax.device_put(trunk, device)
+        self.dense_bytes = sum(a.nbytes for a in jax.tree.leaves((self.trunk, self.layer_states)))
         text = self.config.text
         self.dtype = module.dtype
         self._use(text.expert_layout(module.dtype))
@@ -76,11 +77,17 @@ class Stages:
         self._head = jax.jit(lambda state, x: merged(state).head_stage(x))
         self._deepstack = jax.jit(lambda state, x, visual, index: merged(state).add_deepstack(x, visual, index))
 
-        self._combine = jax.jit(experts.combine)
+        # Reshapes are inside: each would be a dispatch of its own, and there are many to a step.
+        def combine(h: jax.Array, out: jax.Array, weights: jax.Array) -> jax.Array:
+            flat = experts.combine(h.reshape(-1, h.shape[-1]), out, weights.reshape(-1, weights.shape[-1]))
+            return flat.reshape(h.shape)
+
+        self._combine = jax.jit(combine)
+        self._zeros = jax.jit(lambda rows: jnp.zeros((rows, text.hidden_size), self.dtype), static_argnums=0)
 
     def _use(self, layout: experts.BufferLayout) -> None:
         def run(out: jax.Array, y: jax.Array, rows: jax.Array, *buffers: jax.Array) -> jax.Array:
-            return experts.run_expert_group(layout, buffers, rows, y, out)
+            return experts.run_expert_group(layout, buffers, rows, y.reshape(-1, y.shape[-1]), out)
 
         self.layout = layout
         self._run = jax.jit(run, donate_argnums=0)
@@ -100,44 +107,44 @@ class Stages:
 
     def vision(self, pixel_values: np.ndarray, where: Any) -> tuple[jax.Array, jax.Array]:
         """Patches to image embeddings [N_image_tokens, D] and DeepStack features [n, N_image_tokens, D]."""
-        return self._vision(self._trunk, pixel_values, where)
+        return self._vision(self.trunk, pixel_values, where)
 
     def embed(self, ids: np.ndarray, images: jax.Array | None, index: np.ndarray | None) -> jax.Array:
         """Token ids [B, T] with image embeddings merged in: [B, T, D]."""
-        return self._embed(self._trunk, ids, images, index)
+        return self._embed(self.trunk, ids, images, index)
 
     def attend_and_route(self, layer: int, x: jax.Array, kv: tuple[jax.Array, jax.Array], *where: Any) -> Any:
         """Attention and router of MoE layer `layer` (index among all layers); donates `kv`."""
-        return self.layer_stages[layer].attend(self._layer_states[layer], x, *kv, *where)
+        return self.layer_stages[layer].attend(self.layer_states[layer], x, *kv, *where)
 
     def dense_layer(self, layer: int, x: jax.Array, kv: tuple[jax.Array, jax.Array], *where: Any) -> Any:
         """A layer without experts; donates `kv`."""
-        return self.layer_stages[layer].dense(self._layer_states[layer], x, *kv, *where)
+        return self.layer_stages[layer].dense(self.layer_states[layer], x, *kv, *where)
 
     def next_router(self, layer: int, h: jax.Array) -> jax.Array:
         """Speculative loading (2312.17238): what `layer`'s router would choose on the residual stream `h`
         of the layer before; router probabilities float32 [B, T, E]."""
-        return self.layer_stages[layer].route(self._layer_states[layer], h)[-1]
+        return self.layer_stages[layer].route(self.layer_states[layer], h)[-1]
 
     def empty_output(self, tokens: int, top_k: int) -> jax.Array:
         """Zeroed expert outputs [N * K + 1, D]; the last row takes the padding."""
-        return jnp.zeros((tokens * top_k + 1, self.config.text.hidden_size), self.dtype)
+        return self._zeros(tokens * top_k + 1)
 
     def run_experts(self, out: jax.Array, y: jax.Array, rows: np.ndarray, buffers: Sequence[jax.Array]) -> jax.Array:
-        """Adds the outputs of n experts to `out` (donated): rows int32 [n, C], y [N, D]."""
+        """Adds the outputs of n experts to `out` (donated): rows int32 [n, C], y [B, T, D]."""
         return self._run(out, y, rows, *buffers)
 
     def combine(self, h: jax.Array, out: jax.Array, weights: Any) -> jax.Array:
-        """Residual plus weighted expert outputs in the order of K: [N, D]."""
+        """Residual h [B, T, D] plus expert outputs, weighted [B, T, K] or [N, K], in the order of K: [B, T, D]."""
         return self._combine(h, out, weights)
 
     def add_deepstack(self, x: jax.Array, visual: jax.Array, index: np.ndarray) -> jax.Array:
         """Adds DeepStack features at image positions."""
-        return self._deepstack(self._trunk, x, visual, index)
+        return self._deepstack(self.trunk, x, visual, index)
 
     def head(self, x: jax.Array) -> jax.Array:
         """Final norm and output projection: float32 [..., V]."""
-        return self._head(self._trunk, x)
+        return self._head(self.trunk, x)
 
     def compilations(self) -> int:
         """How many executables exist; bounded because lengths, batches and rows are bucketed."""

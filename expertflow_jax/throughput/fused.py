@@ -12,18 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from expertflow_jax.inference.batching import PromptBatch
+from expertflow_jax.inference.session import InferenceSession, Sequences
 from expertflow_jax.inference.stages import Stages
 from expertflow_jax.models.experts import ExpertKind, combine, grouped_experts, run_expert
-from expertflow_jax.offload.store import ExpertStore
+from expertflow_jax.throughput.setups import Setup
 
 Stacked = list[tuple[jax.Array, jax.Array]]
 
 
-def stacked_experts(stages: Stages, store: ExpertStore) -> Stacked:
+def stacked_experts(setup: Setup) -> Stacked:
     """Per layer gate_up [E, D, 2F] and down [E, F, D] on the device."""
-    layers = []
+    store, layers = setup.store, []
     for layer in range(store.num_layers):
-        parts = [store.layout.unpack(np.asarray(store.buffer(layer, e))) for e in range(store.num_experts)]
+        keys = range(layer * store.num_experts, (layer + 1) * store.num_experts)
+        parts = [store.layout.unpack(np.asarray(store.source(key))) for key in keys]
         layers.append((jnp.stack([p[0] for p in parts]), jnp.stack([p[1] for p in parts])))
     return layers
 
@@ -66,3 +69,29 @@ def fused_step(stages: Stages, kernel: str) -> Callable[..., tuple[jax.Array, li
         return x, new
 
     return jax.jit(step, donate_argnums=2)
+
+
+class FusedSession(InferenceSession):
+    """`InferenceSession` without an engine: every step is one call. For text; images would need their features."""
+
+    def __init__(self, stages: Stages, stacked: Stacked, kernel: str):
+        self.stages = stages
+        self.costs = None
+        self._stacked = stacked
+        self._fused = fused_step(stages, kernel)
+
+    def prefill(self, batch: PromptBatch, sequences: Sequences, x: Any, deepstack: Any, horizon: Any) -> jax.Array:
+        return self._run(sequences, x, batch.positions, batch.lengths)
+
+    def decode(self, sequences: Sequences, x: jax.Array, active: np.ndarray, horizon: Any) -> jax.Array:
+        positions = np.broadcast_to(sequences.next_position[None, :, None], (3, len(active), 1))
+        hidden = self._run(sequences, x, np.ascontiguousarray(positions), active.astype(np.int32))
+        sequences.next_position = sequences.next_position + active.astype(np.int32)
+        return hidden
+
+    def _run(self, sequences: Sequences, x: jax.Array, positions: np.ndarray, lengths: np.ndarray) -> jax.Array:
+        where = (positions, sequences.lengths, lengths)
+        states = self.stages.layer_states
+        hidden, sequences.kv = self._fused(states, self._stacked, sequences.kv, x, *where)
+        sequences.lengths = sequences.lengths + lengths
+        return hidden

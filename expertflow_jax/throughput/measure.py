@@ -57,7 +57,7 @@ class Repeat:
       stats: the engine's.
       events: timeline of the window.
       overlap: see `timeline.overlap`.
-      peak_device_bytes: largest sum of what lived on the device for this run, where sampled.
+      peak_device_bytes: largest sum of what lived on the device for this run; 0 if not sampled.
       needed: bool [steps, L, E].
       inside: keys in the slots at the beginning.
     """
@@ -77,14 +77,14 @@ def run_once(
     slots: int,
     link: LinkSpec,
     truth: np.ndarray | None = None,
-    stages: Any = None,
+    sample_memory: bool = False,
 ) -> Repeat:
     """Runs the window once from a warm cache.
 
     Args:
       slots: S; `resident` takes as many as there are experts.
       truth: what each step needs, for variants that know it.
-      stages: instead of the setup's own, e.g. to let a shape route for itself.
+      sample_memory: look at what lives on the device, which takes time of its own.
     """
     setup = window.setup
     gc.collect()
@@ -94,11 +94,11 @@ def run_once(
     with ExpertCacheEngine(setup.store, slots, variant.policy, link, clock) as engine:
         engine.warm_up()
         inside = engine.pool.key_of[engine.pool.key_of >= 0].tolist()
-        session = InferenceSession(stages or setup.stages, engine, make_miss_policy("wait"))
-        session.records = []
+        session = InferenceSession(setup.stages, engine, make_miss_policy("wait"))
+        session.records, session.samples_memory = [], sample_memory
         forecasters = make_forecasters(window, variant.forecast, clock, truth, session)
         started = window.start(session)
-        if setup.replayed and stages is None:
+        if setup.replayed:
             setup.stages.foretell(window.routing())
         gc.disable()
         try:
@@ -113,5 +113,5 @@ def run_once(
         events = timeline.with_compute(list(clock.timeline), begin, begin + seconds)
         needed = np.stack([record.needed for record in session.records])
         own = setup.own_stages.dense_bytes + (setup.predictor.nbytes if variant.forecast == "predictor" else 0)
-        peak = session.peak_device_bytes - before + own
+        peak = session.peak_device_bytes - before + own if sample_memory else 0
     return Repeat(seconds, stats, events, timeline.overlap(events), peak, needed, inside)

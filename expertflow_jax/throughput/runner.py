@@ -175,7 +175,10 @@ def _run_cell(config: ml_collections.ConfigDict, models: Models, cell: Cell, wor
     resident_plan = window.plan(1.0, False)
     plans = {name: resident_plan if name == "resident" else memory for name, memory in plans.items()}
     reference = run_once(window, VARIANTS["resident"], 0, link)  # compiles, and says what each step needs
-    warm = {name: run_once(window, VARIANTS[name], plans[name].slots, link, reference.needed) for name in cell.variants}
+    warm = {
+        name: run_once(window, VARIANTS[name], plans[name].slots, link, reference.needed, sample_memory=True)
+        for name in cell.variants
+    }
     before = _compilations(setup)
     repeats: dict[str, list[Repeat]] = {name: [] for name in cell.variants}
     for turn in range(config.repeats):
