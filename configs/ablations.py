@@ -1,0 +1,24 @@
+"""Variants of the engine on the trained model's routing, and on that routing carried over to a 30B model's shape.
+
+python -m eval.ablations --config=configs/ablations.py --workdir=runs/ablations
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the config."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.model = "digit_scenes_moe"
+    config.predictor = "digit_scenes_predictor"
+    config.sequences = 32  # recorded
+    config.new_tokens = 3  # decode steps of each
+    config.costs = "configs/costs/digit_scenes_moe_cpu.json"  # of the model itself
+    config.link = "emulated(0.14,2)"  # the study's
+    config.shape = "qwen3_vl_30b_a3b"  # full size, on the GPU below
+    config.num_layers = 48
+    config.gpu = "rtx4090"
+    config.batch_sizes = (1, 8)
+    config.cache_fractions = (0.25, 0.5)
+    return config

@@ -1,0 +1,80 @@
+"""Routing of the trained model and its predictor's forecasts as steps for the virtual clock, on other shapes too.
+
+Axes: N sequences, T tokens, G steps of a continuation, L MoE layers, E experts, K top-k.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from expertflow_jax.errors import InputError
+from expertflow_jax.inference.loading import LoadedModel
+from expertflow_jax.predictor import Predictor
+from expertflow_jax.predictor.forecast import step_forecast
+from expertflow_jax.simulation.replay import ReplayStep
+from expertflow_jax.study.data import prepare
+from expertflow_jax.tasks.digit_scenes.files import write_benchmark
+from expertflow_jax.tasks.registry import make_task
+from expertflow_jax.throughput.routes import Recording, choices, forecasts, record
+from expertflow_jax.throughput.setups import predicted_use
+
+
+def record_questions(model: LoadedModel, count: int, new_tokens: int, seed: int) -> Recording:
+    """Routing on `count` questions of the made-up benchmark whose answers have `new_tokens` tokens.
+
+    Raises:
+      InputError: too few answers are as long.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        write_benchmark(Path(folder), train=8, val=8 * count, seed=seed)
+        prompts = prepare(model, make_task("vqa_v2", Path(folder), "val"), 8 * count, 0).prompts
+    assert model.processor is not None, "the benchmark's prompts are text"
+    found = record(model, prompts, new_tokens).long_answers(model.processor.eos_token_ids)
+    if len(found.prompts) < count:
+        raise InputError(
+            f"only {len(found.prompts)} of {8 * count} answers have {new_tokens} tokens; lower config key new_tokens"
+        )
+    return found.first(count)
+
+
+def recorded_steps(
+    recording: Recording, predictor: Predictor, shape: tuple[int, int, int] | None, batch_size: int
+) -> list[ReplayStep]:
+    """Batches of `batch_size`, each its prefill and decode steps, with the predictor's forecasts.
+
+    Args:
+      shape: L, E, K to which the routing is carried over (`throughput.routes`); None: the trained model's own.
+    """
+    use = predicted_use(predictor, recording)
+    layers, experts = recording.probs.shape[2:]
+    top_k = predictor.config.top_k if shape is None else shape[2]
+    if shape is not None:
+        use = forecasts(use, *shape)
+        layers, experts = shape[:2]
+    ids = choices(recording.probs, layers, experts, top_k)
+    count, new_tokens = recording.tokens.shape
+    steps = []
+    for first in range(0, count - batch_size + 1, batch_size):
+        batch = np.arange(first, first + batch_size)
+        lengths = recording.prompt_lengths[batch]
+        one, every = np.ones(batch_size, np.int32), np.arange(batch_size)
+
+        def at(tokens: np.ndarray, batch=batch, one=one) -> np.ndarray:
+            return step_forecast(use[batch, tokens][:, None], one)
+
+        prompt = np.arange(ids.shape[1]) < lengths[:, None]
+        horizon = np.stack([step_forecast(use[batch], lengths), at(lengths - 1)])
+        steps.append(ReplayStep(int(lengths.sum()), _rows(ids[batch][prompt], experts), horizon))
+        for step in range(new_tokens):
+            now = at(lengths + step)
+            rows = _rows(ids[batch][every, lengths + step], experts)
+            steps.append(ReplayStep(batch_size, rows, np.stack([now, now])))
+    return steps
+
+
+def _rows(ids: np.ndarray, experts: int) -> np.ndarray:
+    """How many tokens chose each expert: ids [N, L, K] -> int [L, E]."""
+    layers = ids.shape[1]
+    keys = ids + experts * np.arange(layers)[:, None]
+    return np.bincount(keys.reshape(-1), minlength=layers * experts).reshape(layers, experts)
