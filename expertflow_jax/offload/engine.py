@@ -330,6 +330,10 @@ class ExpertCacheEngine:
         pinned = self.pool.kept(slice(0, self.num_slots))
         self.pool.let_go(np.setdiff1d(pinned, self._busy) if self._busy else pinned)
 
+    def has_work(self) -> bool:
+        """For the link, with the lock held: whether anything may want to travel."""
+        return bool(self._urgent or self._background) or self.policy.prefetches
+
     def next_transfer(self) -> Transfer | None:
         """For the link, with the lock held: reserves a slot for what should travel now."""
         while self._urgent:

@@ -92,6 +92,9 @@ class Transfer:
 class TransferSource(Protocol):
     """The engine's side of the link."""
 
+    def has_work(self) -> bool:
+        """Whether `next_transfer` may have something, now that something changed."""
+
     def next_transfer(self) -> Transfer | None:
         """Reserves a slot for what should travel now, or None if nothing should."""
 

@@ -48,7 +48,8 @@ class ReferenceProcess:
         self._process.communicate(timeout=60)
 
     def _ask(self, question: dict) -> dict:
-        assert self._process.stdin is not None and self._process.stdout is not None  # both are pipes
+        assert self._process.stdin is not None  # both are pipes
+        assert self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps(question) + "\n")
             self._process.stdin.flush()

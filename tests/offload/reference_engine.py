@@ -126,12 +126,14 @@ class Reference:
         one = np.float32(1)
         steps = self.start_frequency[None] if self.horizon is None else self.horizon
         uses, never = [], one
+        self.chance[key] = np.float32(0)
         for h in range(len(steps)):
             distance = h * self.L + layer - self.layer
             if h == 0 and layer in self.asked:
                 continue
             first = never * np.float32(steps[h][layer][expert])
             never = never - first
+            self.chance[key] = max(self.chance[key], first)
             if distance > 0:
                 uses.append(first * (one / np.float32(distance)))
         often = self.frequency[layer, expert]
@@ -143,8 +145,10 @@ class Reference:
 
     def look(self):
         if self.view is None:
+            self.chance = {}
             self.values = [self.value(key) for key in range(self.L * self.E)]
-            self.view = {key for key in range(self.L * self.E) if self.slot_of(key) is None}
+            absent = (key for key in range(self.L * self.E) if self.slot_of(key) is None)
+            self.view = {key for key in absent if self.chance[key] >= 0.75}
 
     def prefetch(self):
         keys = range(self.L * self.E)
@@ -156,8 +160,6 @@ class Reference:
             self.look()
             while self.view:
                 key = max(self.view, key=lambda key: (self.values[key], -key))
-                if self.values[key] * self.L < 0.05:
-                    return None
                 if self.slot_of(key) is None:
                     return key
                 self.view.remove(key)

@@ -18,11 +18,13 @@ class CachePolicy:
 
     Attributes:
       name: as in configs and results.
+      prefetches: whether `next_prefetch` ever names an expert.
       uses_forecast: whether `begin_step` wants a horizon, so that mispredictions can be told and counted.
       slots, num_layers, num_experts: set by `attach`.
     """
 
     name = ""
+    prefetches = False
     uses_forecast = False
 
     def attach(self, slots: SlotPool) -> None:

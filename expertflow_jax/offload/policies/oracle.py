@@ -21,6 +21,7 @@ class Oracle(CachePolicy):
     """Belady with prefetch; wants a horizon of zeros and ones."""
 
     name = "oracle"
+    prefetches = True
     uses_forecast = True
 
     def attach(self, slots: SlotPool) -> None:
