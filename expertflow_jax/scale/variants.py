@@ -12,7 +12,7 @@ import numpy as np
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.policies.base import CachePolicy
 from expertflow_jax.offload.policies.cache_moe import CacheMoE, split_evenly
-from expertflow_jax.offload.policies.expertflow import GAIN, WORTH, ExpertFlow
+from expertflow_jax.offload.policies.expertflow import GAIN, ExpertFlow
 from expertflow_jax.offload.policies.on_demand import OnDemand
 from expertflow_jax.offload.slots import KEPT, SlotPool
 from expertflow_jax.offload.store import ExpertSizes
@@ -34,9 +34,11 @@ class PoolPerLayer(ExpertFlow):
         """The highest value that beats the lowest of its own layer: the highest of all may have to stay away."""
         if self._all_changed:
             self._look_at_all()
-        best, highest = -1, WORTH / self.num_layers
+        best, highest = -1, 0.0
         for layer in range(self.num_layers):
-            values = np.where(self._open[layer] & (self._slot_of[layer] < 0), self._values(layer), -1.0)
+            values = np.where(
+                self._open[layer] & self._likely[layer] & (self._slot_of[layer] < 0), self._values(layer), -1.0
+            )
             expert = int(values.argmax())
             key = layer * self.num_experts + expert
             if values[expert] > highest and self.victim(key, False) >= 0:
@@ -72,7 +74,7 @@ class Reordered(ExpertFlow):
         if not found:
             return -1
         values = np.stack([self._values(layer) for layer in range(self.num_layers)])
-        wanted = self._open & (self._slot_of < 0) & (values > lowest * GAIN) & (values * self.num_layers >= WORTH)
+        wanted = self._open & self._likely & (self._slot_of < 0) & (values > lowest * GAIN)
         ahead = np.arange(self.num_layers)[:, None] - self._layer
         later = self._first[1] if len(self._first) > 1 else np.zeros_like(values)
         chance = np.where(ahead > 0, self._first[0], later)
