@@ -5,6 +5,7 @@ Axes: B sequences, T tokens.
 """
 
 import dataclasses
+import functools
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from flax import nnx
 
 from expertflow_jax.checkpoints import save_hf
 from expertflow_jax.inference.batching import Prompt
+from expertflow_jax.inference.forecasting import NoForecast
 from expertflow_jax.models.causal_lm import CausalLM
 from expertflow_jax.offload.link import LinkSpec
 from expertflow_jax.throughput import fused
@@ -79,7 +81,7 @@ def compare(setup: Setup, batch_size: int, new_tokens: int, repeats: int, python
                     f"fused ({kernel})": _fused_run(window, stacked, kernel) for kernel in fused.KERNELS
                 }
                 if reference is not None:
-                    runs[reference.name] = lambda phase=phase: reference.run(phase)
+                    runs[reference.name] = functools.partial(reference.run, phase)
                 found += _in_turns(window, runs, repeats)
         finally:
             if reference is not None:
@@ -110,21 +112,10 @@ def _fused_run(window: Window, stacked: fused.Stacked, kernel: str) -> Callable[
     def run() -> float:
         started = window.start(session)
         begin = time.perf_counter()
-        window.run(session, started, [_NONE] * len(window.batches))
+        window.run(session, started, [NoForecast() for _ in window.batches])
         return time.perf_counter() - begin
 
     return run
-
-
-class _NoForecast:
-    def prefill(self, x: Any, lengths: np.ndarray) -> None:
-        return None
-
-    def decode(self, x: Any, active: np.ndarray) -> None:
-        return None
-
-
-_NONE = _NoForecast()
 
 
 def write_checkpoint(setup: Setup, stacked: fused.Stacked, folder: Path) -> None:

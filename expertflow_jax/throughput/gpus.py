@@ -101,12 +101,25 @@ def scaled_link(text: str, layer: LayerSize, expert_bytes: int, seconds_here: fl
     Raises:
       InputError: no such GPU or link.
     """
-    found = re.fullmatch(r"\s*scaled\(\s*([\w-]+)\s*\)\s*", text)
-    if not found:
+    name = check_link(text)
+    if name is None:
         return LinkSpec.parse(text)
-    if found[1] not in GPUS:
-        raise InputError(f"link {text!r}: no GPU {found[1]!r}; known are {', '.join(GPUS)}")
-    gpu = GPUS[found[1]]
+    gpu = GPUS[name]
     seconds = transfer_ratio(gpu, layer) * seconds_here
     latency = PROFILES[gpu.link][1] * seconds_here / layer_seconds(gpu, layer)
-    return LinkSpec(expert_bytes / seconds / 1e9, latency, profile=f"scaled({found[1]})")
+    return LinkSpec(expert_bytes / seconds / 1e9, latency, profile=f"scaled({name})")
+
+
+def check_link(text: str) -> str | None:
+    """The GPU of "scaled(GPU)", None for any other link.
+
+    Raises:
+      InputError: no such GPU or link.
+    """
+    found = re.fullmatch(r"\s*scaled\(\s*([\w-]+)\s*\)\s*", text)
+    if not found:
+        LinkSpec.parse(text)
+        return None
+    if found[1] not in GPUS:
+        raise InputError(f"link {text!r}: no GPU {found[1]!r}; known are {', '.join(GPUS)}")
+    return found[1]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import ml_collections
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.throughput.gpus import check_link
 from expertflow_jax.throughput.measure import VARIANTS
 from expertflow_jax.throughput.shapes import SHAPES
 from expertflow_jax.throughput.windows import PHASES
@@ -30,7 +31,7 @@ class Cell:
 
 
 def cells_of(config: ml_collections.ConfigDict) -> list[Cell]:
-    """All cells, each once, model by model.
+    """All cells, each once, in the order of the blocks: what stands first is measured first.
 
     Raises:
       InputError: an empty grid, or values that cannot be.
@@ -58,12 +59,16 @@ def cells_of(config: ml_collections.ConfigDict) -> list[Cell]:
         raise InputError("config key blocks: the grid is empty; add a block (see configs/throughput_cpu.py)")
     if config.repeats < 1:
         raise InputError(f"config key repeats: {config.repeats} is below 1")
-    order = {model: n for n, model in enumerate(dict.fromkeys(cell.model for cell in found.values()))}
-    return sorted(found.values(), key=lambda cell: order[cell.model])
+    if config.minutes <= 0:
+        raise InputError(f"config key minutes: {config.minutes} is not above 0")
+    check_link(config.link)
+    _known("config key baseline_models", config.baseline_models, SHAPES)
+    _known("config key fused_batch_sizes", config.fused_batch_sizes, sizes)
+    return list(found.values())
 
 
-def _known(where: str, names: Iterable[str], known: Iterable[str]) -> None:
+def _known(where: str, names: Iterable, known: Iterable) -> None:
     known = tuple(known)
     for name in names:
         if name not in known:
-            raise InputError(f"{where}: {name!r} is none of {', '.join(known)}")
+            raise InputError(f"{where}: {name!r} is none of {', '.join(map(str, known))}")

@@ -1,8 +1,9 @@
 """The physical limit: no lossless run can be faster than its compute, nor than the bytes that must move at least.
 
 The least number of transfers from a given cache content is Belady's (1966): evict what is needed last. A layer-step
-asks for a set and may serve it in any order, so experts that are there come first; a transfer needs a slot, so there
-is no bypass. Prefetching can move transfers in time but not below this number, so
+asks for a set and may serve it in any order: experts that are there come first, then the missing ones, those needed
+again last of all first, since their slots may go to the others; a transfer needs a slot, so there is no bypass.
+Prefetching can move transfers in time but not below this number, so
 
     seconds >= max(resident seconds, least bytes / link bandwidth).
 
@@ -43,7 +44,7 @@ def least_transfers(needed: np.ndarray, slots: int, inside: Iterable[int] = ()) 
             if key in next_use:
                 next_use[key] = use
                 heapq.heappush(furthest, (-use, key))
-        for key, use in missing:
+        for key, use in sorted(missing, key=lambda pair: -pair[1]):
             if len(next_use) >= slots:
                 _evict(furthest, next_use)
             next_use[key] = use

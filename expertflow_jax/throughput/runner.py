@@ -5,6 +5,7 @@ import dataclasses
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from expertflow_jax.study.environment import describe_environment
 from expertflow_jax.study.files import differences, write_atomically
 from expertflow_jax.tasks.digit_scenes.files import write_benchmark
 from expertflow_jax.tasks.registry import make_task
-from expertflow_jax.throughput import setups, timeline
+from expertflow_jax.throughput import sections, setups, timeline
 from expertflow_jax.throughput.gpus import scaled_link
 from expertflow_jax.throughput.grid import Cell, cells_of
 from expertflow_jax.throughput.limits import least_transfers, limit_seconds
@@ -36,6 +37,8 @@ from expertflow_jax.throughput.setups import Setup
 from expertflow_jax.throughput.windows import Window, make_window
 
 TASK = "vqa_v2"
+REFERENCE_SEQUENCES = 6
+TIMELINE_SECONDS = 0.1  # drawn; trace.json holds all
 
 
 class Models:
@@ -65,10 +68,18 @@ class Models:
         prefills, batches, steps = sizes[cell.batch_size]
         setup = self.get(cell.model)
         count = prefills if cell.phase == "prefill" else batches
-        window = make_window(setup, cell.phase, cell.batch_size, count, steps)
-        if cell.phase == "decode" and not setup.replayed:
-            window.fill_caches()
-        return window
+        return _ready(make_window(setup, cell.phase, cell.batch_size, count, steps))
+
+    def reference_window(self, name: str) -> Window:
+        """The reference work of `gpus.py`: decode steps of one sequence at a time."""
+        steps = max(steps for *_, steps in self._config.windows)
+        return _ready(make_window(self.get(name), "decode", 1, REFERENCE_SEQUENCES, steps))
+
+
+def _ready(window: Window) -> Window:
+    if window.phase == "decode" and not window.setup.replayed:
+        window.fill_caches()
+    return window
 
 
 def _recorded(model: LoadedModel, count: int, steps: int, seed: int) -> Recording:
@@ -104,8 +115,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
       InputError: bad config, or a workdir of another one.
     """
     from expertflow_jax.throughput.report import write_report
-    from expertflow_jax.throughput.sections import run_sections
 
+    deadline = time.monotonic() + 60 * config.minutes
     cells = cells_of(config)
     _claim(config, workdir)
     results = workdir / "results.jsonl"
@@ -113,18 +124,20 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
     finished = {row.cell for row in rows}
     models = Models(config)
     console = Console(width=None if sys.stdout.isatty() else 118)
-    with _progress(len(cells)) as advance:
+    with _progress(len(cells) + sections.count(config)) as advance:
+        lines = sections.run_sections(config, models, workdir, advance, deadline)
         for cell in cells:
-            advance(cell.label(), 0)
-            if cell.key not in finished:
-                found = _run_cell(config, models, cell, workdir)
-                with open(results, "a") as file:  # one write: a cell is there whole, or not at all
-                    file.write("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in found))
-                rows += found
-            advance(cell.label(), 1)
+            advance(cell.label())
+            if cell.key in finished or time.monotonic() > deadline:
+                continue
+            found = _run_cell(config, models, cell, workdir)
+            with open(results, "a") as file:  # one write: a cell is there whole, or not at all
+                file.write("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in found))
+            rows += found
+            finished.add(cell.key)
+    left = [cell.label() for cell in cells if cell.key not in finished]
     write_atomically(workdir / "results.csv", to_csv(rows).encode())
-    sections = run_sections(config, models, rows, workdir)
-    write_report(workdir, rows, sections, config, command, console)
+    write_report(workdir, rows, lines, left, config, command, console)
     return rows
 
 
@@ -143,8 +156,9 @@ def _claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
 def _progress(total: int) -> Iterator[Any]:
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.description}")) as progress:
-        bar = progress.add_task("", total=total)
-        yield lambda label, done: progress.update(bar, description=label, advance=done)
+        bar = progress.add_task("", total=total, completed=-1)
+        yield lambda label: progress.update(bar, description=label, advance=1)
+        progress.update(bar, completed=total, description="")
 
 
 def link_of(config: ml_collections.ConfigDict, models: Models, name: str, workdir: Path) -> LinkSpec:
@@ -162,7 +176,7 @@ def link_of(config: ml_collections.ConfigDict, models: Models, name: str, workdi
 
 def reference_seconds(models: Models, name: str, repeats: int = 7) -> float:
     """The reference work of `gpus.py`: a resident decode step of one sequence, per MoE layer, median of runs."""
-    window = models.window(Cell(name, "decode", 1, 1.0, ()))
+    window = models.reference_window(name)
     runs = [run_once(window, VARIANTS["resident"], 0, LinkSpec()) for _ in range(repeats + 1)][1:]
     return float(np.median([run.seconds for run in runs])) / window.num_steps / window.setup.store.num_layers
 
@@ -214,6 +228,8 @@ def _run_cell(config: ml_collections.ConfigDict, models: Models, cell: Cell, wor
         shown = sorted(repeats["expertflow"], key=lambda repeat: repeat.seconds)[len(repeats["expertflow"]) // 2]
         title = f"expertflow, {cell.label()}"
         write_atomically(workdir / "trace.json", timeline.trace_json(shown.events, title).encode())
+        (workdir / "plots").mkdir(exist_ok=True)
+        timeline.draw(shown.events, workdir / "plots" / "timeline.png", title, TIMELINE_SECONDS)
     return rows
 
 

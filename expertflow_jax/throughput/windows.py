@@ -197,7 +197,7 @@ class ReplayedForecast:
         _, self._cache = self._predictor.forecast(self._embeddings[:, : lengths.max()], lengths)
         self._lengths = lengths
 
-    def prefill(self, x: Any, lengths: np.ndarray) -> np.ndarray:
+    def prefill(self, x: Any, lengths: np.ndarray, visits: np.ndarray | None = None) -> np.ndarray:
         with self._clock.measure("predictor"):
             self._predictor.forecast(self._embeddings[:, : lengths.max()], lengths)
         return self._next()

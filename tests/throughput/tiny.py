@@ -1,0 +1,23 @@
+"""A throughput config of two cells that takes seconds."""
+
+import ml_collections
+
+from configs.throughput_cpu import block
+from configs.throughput_cpu import get_config as full_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = full_config()
+    config.repeats = 2
+    config.sequences = 4
+    config.windows = ((1, 1, 1, 2),)
+    config.link = "emulated(0.2,10)"
+    config.headline = ("switch_base_8", "decode", 1, 0.5)
+    config.baseline_models = ()
+    config.fused_batch_sizes = (1,)
+    config.host_cost = False
+    variants = ("resident", "cache_moe", "expertflow", "expertflow(truth)")
+    with config.unlocked():
+        config.blocks = ml_collections.ConfigDict()
+        config.blocks.one = block(("switch_base_8",), ("decode",), (1,), (0.5, 0.0), variants)
+    return config
