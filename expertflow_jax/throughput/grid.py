@@ -63,7 +63,7 @@ def cells_of(config: ml_collections.ConfigDict) -> list[Cell]:
         raise InputError(f"config key minutes: {config.minutes} is not above 0")
     check_link(config.link)
     _known("config key baseline_models", config.baseline_models, SHAPES)
-    _known("config key fused_batch_sizes", config.fused_batch_sizes, sizes)
+    _known("config key baseline_batch_sizes", config.baseline_batch_sizes, sizes)
     return list(found.values())
 
 

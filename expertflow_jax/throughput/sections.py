@@ -66,7 +66,7 @@ def _measurements(config: ml_collections.ConfigDict, models: Any) -> list[tuple[
     found = [
         (f"resident against fused and transformers: {name}, batch {size}", baselines(name, size))
         for name in config.baseline_models
-        for size in config.fused_batch_sizes
+        for size in config.baseline_batch_sizes
     ]
     if config.host_cost:
         found += [(f"host bookkeeping: {policy}", functools.partial(_host, policy)) for policy in HOST_POLICIES]

@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.link = "emulated(0.2,10)"
     config.headline = ("switch_base_8", "decode", 1, 0.5)
     config.baseline_models = ()
-    config.fused_batch_sizes = (1,)
+    config.baseline_batch_sizes = (1,)
     config.host_cost = False
     variants = ("resident", "cache_moe", "expertflow", "expertflow(truth)")
     with config.unlocked():
