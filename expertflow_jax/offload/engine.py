@@ -34,6 +34,7 @@ import jax
 import numpy as np
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.offload.balance import Balance
 from expertflow_jax.offload.clock import Clock, VirtualClock, bookkeeping
 from expertflow_jax.offload.link import LinkSpec, Transfer, TransferLink, VirtualLink
 from expertflow_jax.offload.policies import make_policy
@@ -104,6 +105,7 @@ class ExpertCacheEngine:
         self._called_for: np.ndarray | None = None
         self._mispredicted: list[int] = []  # the running layer-step's corrections
         self._tick = 0
+        self._balance = Balance()
         # On CPU a slot is overwritten in place, and the write itself waits for whoever still reads it.
         self._reads_last = not self.clock.virtual and jax.default_backend() != "cpu"
         self._counts = dict.fromkeys(_COUNTS, 0)
@@ -130,6 +132,7 @@ class ExpertCacheEngine:
             self.pool.clear()
             self.store.reset()
             self._tick = 0
+            self._balance.forget()
             share = split_evenly(self.num_slots, self.store.num_layers)
             for layer, slots in enumerate(share):
                 for expert, slot in enumerate(range(slots.start, slots.stop)):
@@ -163,6 +166,8 @@ class ExpertCacheEngine:
             self._link.pump(changed=False)
             self._next_layer()
             self._counts["steps"] += 1
+            self._balance.step(self.clock.now(), self.clock.totals["stall"])
+            self.policy.working = self._balance.working
             self._called_for, self._mispredicted = None, []
             if horizon is not None and self.policy.uses_forecast:
                 self._called_for = (horizon[0] >= CALLED_FOR).reshape(-1)

@@ -41,6 +41,7 @@ class Reference:
         self.frequency = np.full((num_layers, num_experts), 0.1, np.float32)
         self.start_frequency, self.asked, self.called_for = self.frequency.copy(), set(), None
         self.horizon, self.layer, self.view = None, -1, None
+        self.working, self.before = None, None
         for layer, numbers in enumerate(shares(num_slots, num_layers)):
             for expert, number in enumerate(numbers):
                 if self.slots[number]["state"] == EMPTY and expert < num_experts:
@@ -148,7 +149,11 @@ class Reference:
             self.chance = {}
             self.values = [self.value(key) for key in range(self.L * self.E)]
             absent = (key for key in range(self.L * self.E) if self.slot_of(key) is None)
-            self.view = {key for key in absent if self.chance[key] >= 0.75}
+            self.view = {
+                key
+                for key in absent
+                if self.chance[key] >= (0.75 if self.working is None or self.working >= 0.15 else 1)
+            }
 
     def prefetch(self):
         keys = range(self.L * self.E)
@@ -193,6 +198,10 @@ class Reference:
     def begin_step(self, horizon):
         self.advance(self.now)
         self.release()
+        if self.before is not None and self.now > self.before[0]:
+            share = 1 - (self.stall - self.before[1]) / (self.now - self.before[0])
+            self.working = share if self.working is None else 0.7 * self.working + 0.3 * share
+        self.before = self.now, self.stall
         self.horizon = horizon if self.policy in ("oracle", "expertflow") else None
         self.called_for = None if self.horizon is None else self.horizon[0]
         self.layer, self.view, self.asked = -1, None, set()

@@ -19,12 +19,14 @@ class CachePolicy:
     Attributes:
       name: as in configs and results.
       prefetches: whether `next_prefetch` ever names an expert.
+      working: set by the engine: the share of the time in which compute did not wait for experts (`Balance`).
       uses_forecast: whether `begin_step` wants a horizon, so that mispredictions can be told and counted.
       slots, num_layers, num_experts: set by `attach`.
     """
 
     name = ""
     prefetches = False
+    working = 1.0
     uses_forecast = False
 
     def attach(self, slots: SlotPool) -> None:

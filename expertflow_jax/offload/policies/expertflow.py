@@ -31,6 +31,11 @@ GAIN = 1.1  # a prefetch must be worth this many times its victim
 # faster than theirs to twice as slow, this was the best of 0 to 1 or within 0.5 % of it.
 LIKELY = 0.75
 
+# Where compute waits for all but this share of the time, there is little to hide transfers behind, and only what is
+# certain travels unasked: a prefetch has to choose its victim before the running layer's experts are free to go.
+STARVED = 0.15
+CERTAIN = 1.0
+
 _ROUNDING = 1e-5  # by how much, relatively, a value may surpass its bound in float32
 _NEVER = -2  # no layer has asked since this was last known
 
@@ -67,7 +72,8 @@ class ExpertFlow(CachePolicy):
         self._first, never = _first_uses(uses)
         self._first_later, self._never_later = _first_uses(uses[1:])
         self._later = never * self._frequency
-        self._likely = self._first.max(0) >= LIKELY
+        self._least_chance = LIKELY if self.working >= STARVED else CERTAIN
+        self._likely = self._first.max(0) >= self._least_chance
         distance = np.arange(len(uses) * self.num_layers + 1, dtype=np.float32)
         self._weight = np.where(distance > 0, 1 / np.maximum(distance, 1), 0)
         self._layer = -1  # the last one that has asked
@@ -83,7 +89,7 @@ class ExpertFlow(CachePolicy):
         self._first[0, layer] = 0.0
         self._first[1:, layer] = self._first_later[:, layer]
         np.multiply(self._never_later[layer], frequency, out=self._later[layer])
-        self._likely[layer] = self._first[:, layer].max(0) >= LIKELY
+        self._likely[layer] = self._first[:, layer].max(0) >= self._least_chance
         self._reopen()
         if layer != self._layer + 1:
             self._all_changed = True
