@@ -120,7 +120,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
     cells = cells_of(config)
     _claim(config, workdir)
     results = workdir / "results.jsonl"
-    rows = read_rows(results)
+    rows = _whole_cells(read_rows(results), cells)
+    write_atomically(results, "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows).encode())
     finished = {row.cell for row in rows}
     models = Models(config)
     console = Console(width=None if sys.stdout.isatty() else 118)
@@ -131,7 +132,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
             if cell.key in finished or time.monotonic() > deadline:
                 continue
             found = _run_cell(config, models, cell, workdir)
-            with open(results, "a") as file:  # one write: a cell is there whole, or not at all
+            with open(results, "a") as file:
                 file.write("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in found))
             rows += found
             finished.add(cell.key)
@@ -139,6 +140,13 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
     write_atomically(workdir / "results.csv", to_csv(rows).encode())
     write_report(workdir, rows, lines, left, config, command, console)
     return rows
+
+
+def _whole_cells(rows: list[Row], cells: list[Cell]) -> list[Row]:
+    """Without those of a cell that a kill cut short."""
+    found = {(*row.cell, row.variant) for row in rows}
+    whole = {cell.key for cell in cells if all((*cell.key, name) in found for name in cell.variants)}
+    return [row for row in rows if row.cell in whole]
 
 
 def _claim(config: ml_collections.ConfigDict, workdir: Path) -> None:

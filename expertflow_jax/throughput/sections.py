@@ -15,6 +15,7 @@ import ml_collections
 
 from expertflow_jax.scale.host_cost import HostCell, measure_host
 from expertflow_jax.scale.machines import gpu_machine
+from expertflow_jax.study.files import write_atomically
 from expertflow_jax.throughput.baselines import compare
 from expertflow_jax.throughput.shapes import find_shape
 
@@ -36,6 +37,7 @@ def run_sections(
     """
     path = workdir / "sections.jsonl"
     lines = [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines).encode())  # without a line cut short
     done = {line["section"] for line in lines}
     for label, measure in _measurements(config, models):
         advance(label)
