@@ -144,16 +144,17 @@ class Reference:
             value = value + use
         return value
 
+    def least_chance(self):
+        if self.working is None or self.working >= 0.5:
+            return np.float32(0.3)
+        return np.float32(0.75 if self.working >= 0.15 else 1)
+
     def look(self):
         if self.view is None:
             self.chance = {}
             self.values = [self.value(key) for key in range(self.L * self.E)]
             absent = (key for key in range(self.L * self.E) if self.slot_of(key) is None)
-            self.view = {
-                key
-                for key in absent
-                if self.chance[key] >= (0.75 if self.working is None or self.working >= 0.15 else 1)
-            }
+            self.view = {key for key in absent if self.chance[key] >= self.least_chance()}
 
     def prefetch(self):
         keys = range(self.L * self.E)
