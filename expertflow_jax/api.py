@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.inference.batching import Prompt, PromptBatch, pad_prompts
+from expertflow_jax.inference.batching import Prompt, PromptBatch, for_stacks, pad_prompts
 from expertflow_jax.inference.chat import Message, encode_prompts
 from expertflow_jax.inference.forecasting import Forecaster, NoForecast, PredictedForecast
 from expertflow_jax.inference.generation import Generated, generate_batch
@@ -214,6 +214,7 @@ class OffloadedModel:
             raise InputError(f"max_new_tokens: {max_new_tokens} is below 1")
         processor = self._model.processor
         encoded = encode_prompts(processor, str(self._model.path), prompts, images)
+        encoded = [for_stacks(self._model.config, prompt) for prompt in encoded]
         stop = [stop] if isinstance(stop, str) else list(stop)
         if stop and (processor is None or "" in stop):
             raise InputError("stop: want texts that are not empty, and a checkpoint with tokenizer.json")
@@ -296,7 +297,7 @@ class OffloadedModel:
         batch = pad_prompts(self._model.config, prompts)
         x, deepstack = self._session.embed(batch)
         sequences = self._session.start(batch, 0)
-        horizon = self._forecaster().prefill(x, batch.lengths)
+        horizon = self._forecaster().prefill(x, batch.lengths, batch.visits(self._model.config.text))
         hidden = self._session.prefill(batch, sequences, x, deepstack, horizon)
         self._tokens += int(batch.lengths.sum())
         return batch, hidden

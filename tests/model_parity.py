@@ -46,6 +46,9 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 def padded(model: LoadedModel | CausalLM, arrays: Arrays) -> PromptBatch:
     """The batch as our runtime lays it out, each image with its prompt."""
     config = model.config
+    if "encoder_lengths" in arrays:
+        rows = zip(arrays["input_ids"], arrays["lengths"], arrays["encoder_lengths"], strict=True)
+        return pad_prompts(config, [Prompt(ids[:n].astype(np.int32), encoder_tokens=int(own)) for ids, n, own in rows])
     grids, pixels = arrays["image_grid_thw"], arrays["pixel_values"]
     prompts, image, patch = [], 0, 0
     for row, length in zip(arrays["input_ids"], arrays["lengths"], strict=True):
@@ -60,7 +63,9 @@ def padded(model: LoadedModel | CausalLM, arrays: Arrays) -> PromptBatch:
 
 
 def check_positions(model: LoadedModel | CausalLM, arrays: Arrays) -> None:
-    """M-RoPE positions of the prompts and where decoding goes on."""
+    """M-RoPE positions of the prompts and where decoding goes on; an encoder-decoder has neither."""
+    if "encoder_lengths" in arrays:
+        return
     batch = padded(model, arrays)
     width = arrays["input_ids"].shape[1]
     np.testing.assert_array_equal(batch.positions[:, :, :width], arrays["positions"])
@@ -93,10 +98,13 @@ def check_forward(module: CausalLM, arrays: Arrays) -> float:
     valid = np.arange(width) < arrays["lengths"][:, None]
     by_token = np.asarray(out.expert_ids).transpose(0, 2, 1, 3)[:, :width]
     np.testing.assert_array_equal(by_token[valid], arrays["expert_ids"].transpose(0, 2, 1, 3)[valid])
-    expected = softmax(arrays["router_logits"].transpose(0, 2, 1, 3)[valid], axis=-1)
-    probs = np.asarray(out.router_probs).transpose(0, 2, 1, 3)[:, :width][valid]
+    routed = arrays["expert_ids"].transpose(0, 2, 1, 3)[..., 0] >= 0
+    routed = routed & valid[..., None]
+    expected = softmax(arrays["router_logits"].transpose(0, 2, 1, 3)[routed], axis=-1)
+    probs = np.asarray(out.router_probs).transpose(0, 2, 1, 3)[:, :width][routed]
     assert relative_error(probs, expected) <= TOLERANCE
-    error = relative_error(np.asarray(out.logits)[:, :width][valid], arrays["logits"][valid])
+    answered = valid & (np.arange(width) >= arrays.get("encoder_lengths", np.zeros(len(valid)))[:, None])
+    error = relative_error(np.asarray(out.logits)[:, :width][answered], arrays["logits"][answered])
     assert error <= TOLERANCE
     return error
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from expertflow_jax.checkpoints import mixtral, olmoe, qwen2_moe, qwen3_moe, qwen3_vl_moe
+from expertflow_jax.checkpoints import mixtral, olmoe, qwen2_moe, qwen3_moe, qwen3_vl_moe, switch_transformers
 from expertflow_jax.checkpoints.names import DecoderNames
 from expertflow_jax.models.causal_lm import CausalLM, ModelConfig
 from expertflow_jax.models.mixtral import MixtralConfig
@@ -11,6 +11,8 @@ from expertflow_jax.models.olmoe import OlmoeConfig
 from expertflow_jax.models.qwen2_moe import Qwen2MoeConfig
 from expertflow_jax.models.qwen3_moe import Qwen3MoeConfig
 from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe, Qwen3VLMoeConfig
+from expertflow_jax.models.switch_config import SwitchConfig
+from expertflow_jax.models.switch_transformers import SwitchTransformers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,7 @@ FAMILIES: dict[str, Family] = {
         Family(Qwen2MoeConfig, CausalLM, qwen2_moe.NAMES),
         Family(Qwen3MoeConfig, CausalLM, qwen3_moe.NAMES),
         Family(Qwen3VLMoeConfig, Qwen3VLMoe, qwen3_vl_moe.NAMES),
+        Family(SwitchConfig, SwitchTransformers, switch_transformers.NAMES),
     )
 }
 

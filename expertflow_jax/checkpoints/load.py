@@ -12,9 +12,9 @@ import numpy as np
 from flax import nnx
 
 from expertflow_jax.checkpoints.expert_files import ExpertFiles
-from expertflow_jax.checkpoints.families import FAMILIES, Family, family_of
+from expertflow_jax.checkpoints.families import FAMILIES, family_of
 from expertflow_jax.checkpoints.files import TensorFiles, all_finite, read_json
-from expertflow_jax.checkpoints.names import StoredExperts
+from expertflow_jax.checkpoints.names import DecoderNames, StoredExperts
 from expertflow_jax.errors import InputError
 from expertflow_jax.models.causal_lm import CausalLM, ModelConfig
 
@@ -54,11 +54,11 @@ def load_dense_and_experts(path: str | Path, dtype: Any = None) -> tuple[ModelCo
     path = Path(path)
     config = read_config(path)
     family = family_of(config)
-    table = family.names
     files = TensorFiles(path)
+    table = family.names.bound(config, files.names)
     abstract = nnx.eval_shape(lambda: family.module(config, rngs=nnx.Rngs(0), with_experts=False))
     flat = list(nnx.to_flat_state(nnx.state(abstract)))
-    stored = _check(path, family, config, files, [(p, tuple(leaf.shape)) for p, leaf in flat])
+    stored = _check(path, table, config, files, [(p, tuple(leaf.shape)) for p, leaf in flat])
     if dtype is None:
         stored_as = files.dtype(table.hf_name(("embed_tokens", "embedding")))
         if stored_as not in DTYPES:
@@ -101,10 +101,9 @@ def _some(names: list[str]) -> str:
 
 
 def _check(
-    path: Path, family: Family, config: ModelConfig, files: TensorFiles, dense: list[tuple[tuple, tuple[int, ...]]]
+    path: Path, table: DecoderNames, config: ModelConfig, files: TensorFiles, dense: list[tuple[tuple, tuple[int, ...]]]
 ) -> dict[int, StoredExperts]:
     """Compares names and shapes with the config; returns per MoE layer how its experts are stored."""
-    table = family.names
     expected = {table.hf_name(p): table.hf_shape(config, p, shape) for p, shape in dense}
     stored: dict[int, StoredExperts] = {}
     for layer in config.text.moe_layers:
@@ -118,10 +117,9 @@ def _check(
         for name, shape in sorted(expected.items())
         if name in files.names and files.shape(name) != shape
     ]
-    # A tied head may be stored all the same; old files hold rotary frequencies, which follow from the config.
-    spare = {f"{table.head}.weight"} if config.tie_word_embeddings else set()
+    # Old files hold rotary frequencies, which follow from the config.
     unexpected = sorted(
-        name for name in files.names - set(expected) - spare if not name.endswith(".rotary_emb.inv_freq")
+        name for name in files.names - set(expected) - table.spare(config) if not name.endswith(".rotary_emb.inv_freq")
     )
     problems = [
         f"{len(found)} {kind}: {_some(found)}"

@@ -4,6 +4,7 @@ Linear kernels are [in, out] here and [out, in] there. Axes: E experts, D model 
 """
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any, Protocol
 
 import numpy as np
@@ -121,6 +122,18 @@ class DecoderNames:
     router: str = "gate"
     shared_expert: str = "shared_expert"
     head: str = "lm_head"
+
+    def bound(self, config: ModelConfig, names: Collection[str] | None = None) -> "DecoderNames":
+        """The table of one model; `names`: of the tensors in the files that are to be read with it."""
+        return self
+
+    def spare(self, config: ModelConfig) -> set[str]:
+        """Tensors that may be stored without being needed: a tied head."""
+        return {f"{self.head}.weight"} if config.tie_word_embeddings else set()
+
+    def copies(self, config: ModelConfig) -> dict[str, str]:
+        """Tensors that are written as copies of others."""
+        return {}
 
     def hf_name(self, path: Path) -> str:
         """The tensor's name in a checkpoint, for a parameter outside the experts."""

@@ -27,7 +27,7 @@ def save_hf(directory: str | Path, config: ModelConfig, module: CausalLM, dtype:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     dtype = np.dtype(dtype)
-    table = family_of(config).names
+    table = family_of(config).names.bound(config)
     tensors: dict[str, np.ndarray] = {}
     experts: dict[int, dict[str, np.ndarray]] = {}
     for path, leaf in nnx.to_flat_state(nnx.state(module)):
@@ -38,6 +38,7 @@ def save_hf(directory: str | Path, config: ModelConfig, module: CausalLM, dtype:
             tensors[table.hf_name(path)] = table.to_hf(config, path, array)
     for layer, parts in experts.items():
         tensors |= table.experts[0].write(layer, parts["gate_up"], parts["down"])
+    tensors |= {name: tensors[source] for name, source in table.copies(config).items()}
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     values = config.to_hf() | {"dtype": str(dtype)}
     (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n")

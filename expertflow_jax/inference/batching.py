@@ -11,6 +11,7 @@ import numpy as np
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.models.causal_lm import ModelConfig
+from expertflow_jax.models.decoder_config import DecoderConfig
 
 TOKEN_BUCKET = 8
 
@@ -28,6 +29,7 @@ class Prompt:
     input_ids: np.ndarray  # int32 [T]
     pixel_values: np.ndarray | None = None  # float32 [P, C * temporal * patch * patch]
     image_grid_thw: np.ndarray | None = None  # int [images, 3]
+    encoder_tokens: int | None = None  # the first of input_ids that an encoder reads; the decoder reads the others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,30 @@ class PromptBatch:
     next_position: np.ndarray  # int32 [B]
     pixel_values: np.ndarray | None
     vision_positions: Any
-    image_index: np.ndarray | None  # int32 [B, T], which image token, -1 for text
+    image_index: np.ndarray | None  # int32 [B, T], which image token, -1 for text; behind an encoder 0 in the decoder
+    encoder_lengths: np.ndarray | None = None  # int32 [B], tokens that an encoder reads
+
+    def visits(self, text: DecoderConfig) -> np.ndarray | None:
+        """Which MoE layers a token goes through: bool [B, T, L]; None if all do."""
+        if self.encoder_lengths is None:
+            return None
+        decodes = np.array([text.decode_layers[layer] for layer in text.moe_layers])
+        return (np.arange(self.input_ids.shape[1]) >= self.encoder_lengths[:, None])[..., None] == decodes
+
+
+def for_stacks(config: ModelConfig, prompt: Prompt, *, foretold: bool = False) -> Prompt:
+    """A prompt as an encoder-decoder reads it: the start token follows; other models read it as it is.
+
+    Args:
+      foretold: the encoder reads the first half, and the decoder the start token and the second half, to foretell it.
+    """
+    start = getattr(config, "decoder_start_token_id", None)
+    if start is None or prompt.encoder_tokens is not None:
+        return prompt
+    ids = prompt.input_ids
+    encoded = len(ids) // 2 if foretold else len(ids)
+    joined = np.concatenate([ids[:encoded], np.array([start], np.int32), ids[encoded:]]).astype(np.int32)
+    return dataclasses.replace(prompt, input_ids=joined, encoder_tokens=encoded)
 
 
 def pad_prompts(config: ModelConfig, prompts: Sequence[Prompt], batch_size: int | None = None) -> PromptBatch:
@@ -49,6 +74,7 @@ def pad_prompts(config: ModelConfig, prompts: Sequence[Prompt], batch_size: int 
     Raises:
       InputError: a prompt is longer than the model's context, or its images do not fit it or the model.
     """
+    prompts = [for_stacks(config, prompt) for prompt in prompts]
     size = max(len(prompts), batch_size or 0)
     longest = max(len(p.input_ids) for p in prompts)
     limit = config.text.max_position_embeddings
@@ -59,6 +85,8 @@ def pad_prompts(config: ModelConfig, prompts: Sequence[Prompt], batch_size: int 
     for i, prompt in enumerate(prompts):
         ids[i, : len(prompt.input_ids)] = prompt.input_ids
         lengths[i] = len(prompt.input_ids)
+    if prompts[0].encoder_tokens is not None:
+        return _pad_stacks(config, prompts, ids, lengths)
     grids = [p.image_grid_thw for p in prompts if p.image_grid_thw is not None]
     grid = np.concatenate(grids) if grids else None
     positions, next_position = config.positions(ids, lengths, grid)
@@ -70,3 +98,13 @@ def pad_prompts(config: ModelConfig, prompts: Sequence[Prompt], batch_size: int 
     image_index = np.where(is_image, np.cumsum(is_image).reshape(ids.shape) - 1, -1).astype(np.int32)
     pixels, where = config.vision_inputs(pixels, grid)
     return PromptBatch(ids, lengths, positions, next_position, pixels, where, image_index)
+
+
+def _pad_stacks(config: Any, prompts: Sequence[Prompt], ids: np.ndarray, lengths: np.ndarray) -> PromptBatch:
+    if any(prompt.pixel_values is not None for prompt in prompts):
+        raise InputError("the model takes no images; leave out pixel_values and image_grid_thw")
+    encoded = np.zeros(len(lengths), np.int32)
+    encoded[: len(prompts)] = [prompt.encoder_tokens or 0 for prompt in prompts]
+    positions = config.stack_positions(encoded, lengths, ids.shape[1])
+    index = np.where(np.arange(ids.shape[1]) < encoded[:, None], -1, 0).astype(np.int32)
+    return PromptBatch(ids, lengths, positions, lengths - encoded, None, None, index, encoded)

@@ -20,8 +20,8 @@ from expertflow_jax.simulation.costs import ComputeCosts
 class Forecaster(Protocol):
     """Gives the horizon of each step, in the order in which steps run."""
 
-    def prefill(self, x: jax.Array, lengths: np.ndarray) -> np.ndarray | None:
-        """Horizon for prefilling embeddings x [B, T, D]."""
+    def prefill(self, x: jax.Array, lengths: np.ndarray, visits: np.ndarray | None = None) -> np.ndarray | None:
+        """Horizon for prefilling embeddings x [B, T, D]; visits: see `PromptBatch.visits`."""
 
     def decode(self, x: jax.Array, active: np.ndarray) -> np.ndarray | None:
         """Horizon for decoding embeddings x [B, 1, D]; active bool [B]."""
@@ -30,7 +30,7 @@ class Forecaster(Protocol):
 class NoForecast:
     """For policies that cache without looking ahead."""
 
-    def prefill(self, x: jax.Array, lengths: np.ndarray) -> np.ndarray | None:
+    def prefill(self, x: jax.Array, lengths: np.ndarray, visits: np.ndarray | None = None) -> np.ndarray | None:
         return None
 
     def decode(self, x: jax.Array, active: np.ndarray) -> np.ndarray | None:
@@ -46,7 +46,7 @@ class TrueForecast:
         self._look_ahead = look_ahead
         self._step = 0
 
-    def prefill(self, x: jax.Array, lengths: np.ndarray) -> np.ndarray | None:
+    def prefill(self, x: jax.Array, lengths: np.ndarray, visits: np.ndarray | None = None) -> np.ndarray | None:
         return self._next()
 
     def decode(self, x: jax.Array, active: np.ndarray) -> np.ndarray | None:
@@ -70,11 +70,15 @@ class PredictedForecast:
         self._clock = clock
         self._costs = costs
         self._cache: PredictorCache | None = None
+        self._visits: np.ndarray | None = None
 
-    def prefill(self, x: jax.Array, lengths: np.ndarray) -> np.ndarray | None:
+    def prefill(self, x: jax.Array, lengths: np.ndarray, visits: np.ndarray | None = None) -> np.ndarray | None:
         with predictor_time(self._clock, self._costs, int(lengths.sum())):
             probs, self._cache = self._predictor.prefill(x, lengths)
         rows = np.arange(len(lengths))
+        if visits is not None:
+            probs = probs * visits[..., None]
+            self._visits = visits[rows, np.maximum(lengths - 1, 0)][:, None, :, None]
         last = probs[rows, np.maximum(lengths - 1, 0)][:, None]
         return np.stack([step_forecast(probs, lengths), step_forecast(last, (lengths > 0).astype(np.int32))])
 
@@ -82,6 +86,8 @@ class PredictedForecast:
         assert self._cache is not None, "prefill comes before decode"
         with predictor_time(self._clock, self._costs, int(active.sum())):
             probs, self._cache = self._predictor.decode(x, self._cache)
+        if self._visits is not None:
+            probs = probs * self._visits
         forecast = step_forecast(probs, active.astype(np.int32))
         return np.stack([forecast, forecast])
 

@@ -53,7 +53,7 @@ def generate_batch(
     count, size = len(prompts), len(batch.lengths)
     x, deepstack = session.embed(batch)
     sequences = session.start(batch, max(max_new_tokens))
-    horizon = forecaster.prefill(x, batch.lengths)
+    horizon = forecaster.prefill(x, batch.lengths, batch.visits(session.stages.config.text))
     hidden = session.prefill(batch, sequences, x, deepstack, horizon)
     logits = session.last_logits(hidden, batch.lengths)
 

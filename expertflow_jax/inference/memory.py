@@ -57,10 +57,10 @@ class RequestSize:
 
 
 def kv_bytes(config: ModelConfig, size: RequestSize, itemsize: int) -> int:
-    """Bytes of keys and values of all layers."""
+    """Bytes of keys and values of all layers; behind an encoder, of its output's too."""
     text = config.text
     width = text.num_key_value_heads * text.head_dim
-    return 2 * text.num_hidden_layers * size.sequences * size.room * width * itemsize
+    return 2 * sum(text.cached_layers) * size.sequences * size.room * width * itemsize
 
 
 def workspace_bytes(config: ModelConfig, size: RequestSize, itemsize: int) -> int:

@@ -20,7 +20,7 @@ from expertflow_jax.inference.session import InferenceSession
 class Scored:
     """How well the model foretold one sequence."""
 
-    nats: np.ndarray  # float32 [T - 1], negative log-likelihood of tokens 1 and on
+    nats: np.ndarray  # float32 [T - 1], negative log-likelihood of tokens 1 and on; behind an encoder, of the decoder's
     greedy: np.ndarray  # int32 [T - 1], the likeliest token at each of these places
     last_logits: np.ndarray  # float32 [V], after the last token
     logits_digest: str  # of the logits at every place: bit-identity in one word
@@ -43,21 +43,23 @@ def score_batch(
     count = len(prompts)
     x, deepstack = session.embed(batch)
     sequences = session.start(batch, 0)
-    hidden = session.prefill(batch, sequences, x, deepstack, forecaster.prefill(x, batch.lengths))
+    horizon = forecaster.prefill(x, batch.lengths, batch.visits(session.stages.config.text))
+    hidden = session.prefill(batch, sequences, x, deepstack, horizon)
+    first = np.zeros(count, np.int32) if batch.encoder_lengths is None else batch.encoder_lengths[:count]
     longest = int(batch.lengths.max())
     nats, greedy = np.zeros((count, longest), np.float32), np.zeros((count, longest), np.int32)
     digests = [hashlib.blake2b(digest_size=16) for _ in range(count)]
     last: list[np.ndarray] = [np.zeros(0, np.float32)] * count
-    for place in range(longest):
+    for place in range(int(first.min()), longest):
         logits = session.last_logits(hidden, np.full(len(batch.lengths), place + 1, np.int32))
         following = batch.input_ids[:, min(place + 1, batch.input_ids.shape[1] - 1)]
         surprise, best = (np.asarray(part) for part in _judge(logits, following))
-        for row in np.flatnonzero(batch.lengths[:count] > place).tolist():
+        for row in np.flatnonzero((first <= place) & (place < batch.lengths[:count])).tolist():
             digests[row].update(logits[row].tobytes())
             nats[row, place], greedy[row, place] = surprise[row], best[row]
             if place + 1 == batch.lengths[row]:
                 last[row] = logits[row].copy()
-    inside = [slice(0, int(length) - 1) for length in batch.lengths[:count]]
+    inside = [slice(int(a), int(b) - 1) for a, b in zip(first, batch.lengths[:count], strict=True)]
     return [Scored(nats[i, inside[i]], greedy[i, inside[i]], last[i], digests[i].hexdigest()) for i in range(count)]
 
 

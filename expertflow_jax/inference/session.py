@@ -87,9 +87,10 @@ class InferenceSession:
         """An empty KV cache with room for the prompts and `max_new_tokens` more."""
         text = self.stages.config.text
         room = bucket(batch.input_ids.shape[1] + max_new_tokens)
-        shape = (batch.input_ids.shape[0], room, text.num_key_value_heads, text.head_dim)
-        kv = [(jnp.zeros(shape, self.stages.dtype), jnp.zeros(shape, self.stages.dtype)) for _ in self.stages.is_moe]
-        return Sequences(kv, np.zeros(shape[0], np.int32), batch.next_position.copy())
+        size, rest = batch.input_ids.shape[0], (text.num_key_value_heads, text.head_dim)
+        shapes = [(size, room if cached else 0, *rest) for cached in text.cached_layers]
+        kv = [(jnp.zeros(shape, self.stages.dtype), jnp.zeros(shape, self.stages.dtype)) for shape in shapes]
+        return Sequences(kv, np.zeros(size, np.int32), batch.next_position.copy())
 
     def prefill(
         self,
@@ -132,9 +133,13 @@ class InferenceSession:
         where = (positions, sequences.lengths, lengths)
         speculated = None
         moe_layer = 0
-        sample = self._new_shape(x.shape[:2], sequences.kv[0][0].shape[1])
+        sample = self._new_shape(x.shape[:2], sequences.kv[-1][0].shape[1])
         self.engine.begin_step(horizon)
+        runs = self.stages.config.text.decode_layers
         for layer, is_moe in enumerate(self.stages.is_moe):
+            if phase == "decode" and not runs[layer]:
+                moe_layer += is_moe
+                continue
             if not is_moe:
                 x, *kv = self.stages.dense_layer(layer, x, sequences.kv[layer], *where)
                 sequences.kv[layer] = tuple(kv)

@@ -126,7 +126,7 @@ class CausalLM(nnx.Module):
             text.vocab_size, text.hidden_size, dtype=self.dtype, param_dtype=self.dtype, rngs=rngs
         )
         indices = range(text.num_hidden_layers)
-        self.layers = nnx.List([DecoderLayer(text, i, dtype=self.dtype, rngs=rngs) for i in indices])
+        self.layers: nnx.List[Any] = nnx.List([DecoderLayer(text, i, dtype=self.dtype, rngs=rngs) for i in indices])
         self.experts = nnx.List(
             [Experts(text, dtype=self.dtype, rngs=rngs) if with_experts and text.is_moe(i) else None for i in indices]
         )

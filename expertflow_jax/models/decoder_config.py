@@ -50,6 +50,16 @@ class DecoderConfig:
         """Indices of the decoder layers that have experts."""
         return tuple(i for i in range(self.num_hidden_layers) if self.is_moe(i))
 
+    @property
+    def cached_layers(self) -> tuple[bool, ...]:
+        """Whether each layer keeps keys and values."""
+        return (True,) * self.num_hidden_layers
+
+    @property
+    def decode_layers(self) -> tuple[bool, ...]:
+        """Whether each layer runs in decode steps; all run on prompts."""
+        return (True,) * self.num_hidden_layers
+
     def window(self, layer: int) -> int:
         """How many tokens decoder layer `layer` looks back at; 0: all."""
         return self.sliding_window if layer in self.sliding_layers else 0

@@ -19,7 +19,7 @@ from flax import nnx
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.inference.batching import Prompt, PromptBatch, pad_prompts
+from expertflow_jax.inference.batching import Prompt, PromptBatch, for_stacks, pad_prompts
 from expertflow_jax.processing import Processor
 from expertflow_jax.routing.recorder import SequenceRecorder
 from expertflow_jax.routing.trace import RoutingTrace
@@ -100,13 +100,17 @@ class Recorder:
 
         Args:
           prompts: B encoded prompts.
-          limits: int [B], tokens of each answer at most.
+          limits: int [B], tokens of each answer at most; 0: behind an encoder, see `for_stacks`, `foretold`.
           ids, groups: names and labels of the sequences.
 
         Returns:
           Input embeddings [B, T', D] (zero where padded), the trace, and the answers' tokens. The token that ends an
           answer, and the last one within the limit, are not run through the model again and so not in the trace.
         """
+        prompts = [
+            for_stacks(self._config, prompt, foretold=limit == 0)
+            for prompt, limit in zip(prompts, limits.tolist(), strict=True)
+        ]
         batch = pad_prompts(self._config, prompts)
         room = batch.input_ids.shape[1] + int(limits.max(initial=0))
         recorder = SequenceRecorder(self._config.text.num_experts, model_fingerprint=self._fingerprint)
@@ -138,8 +142,10 @@ class Recorder:
     def _prefill(self, batch: PromptBatch, room: int) -> tuple[StepOutput, list]:
         text = self._config.text
         size = len(batch.lengths)
-        shape = (size, room, text.num_key_value_heads, text.head_dim)
-        caches = [(jnp.zeros(shape, self._dtype), jnp.zeros(shape, self._dtype)) for _ in range(text.num_hidden_layers)]
+        shapes = [
+            (size, room if cached else 0, text.num_key_value_heads, text.head_dim) for cached in text.cached_layers
+        ]
+        caches = [(jnp.zeros(shape, self._dtype), jnp.zeros(shape, self._dtype)) for shape in shapes]
         images = deepstack = None
         if batch.pixel_values is not None:
             images, deepstack = _see(self._graph, self._state, batch.pixel_values, batch.vision_positions)

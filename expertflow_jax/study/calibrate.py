@@ -74,7 +74,7 @@ def _attend_seconds(model: LoadedModel, batch: int, tokens: int, repeats: int) -
     start, lengths = np.zeros(batch, np.int32), np.full(batch, tokens, np.int32)
     shape = (batch, room, text.num_key_value_heads, text.head_dim)
     kv = [jax.numpy.zeros(shape, stages.dtype), jax.numpy.zeros(shape, stages.dtype)]
-    layer = stages.moe_layers[0]
+    layer = stages.moe_layers[-1]  # behind an encoder, a layer with cross-attention
 
     def call() -> np.ndarray:
         *out, kv[0], kv[1] = stages.attend_and_route(layer, x, (kv[0], kv[1]), positions, start, lengths)
@@ -122,5 +122,5 @@ def _forecast_seconds(model: LoadedModel, predictor: Predictor, batch: int, toke
     prompts = [Prompt(np.full(tokens, 1, np.int32)) for _ in range(batch)]
     padded = pad_prompts(model.config, prompts)
     x, _ = model.embed(padded)
-    x = x[:, :tokens]
-    return median_seconds(lambda: predictor.prefill(x, padded.lengths)[0], repeats)
+    x, lengths = x[:, :tokens], np.minimum(padded.lengths, tokens)
+    return median_seconds(lambda: predictor.prefill(x, lengths)[0], repeats)

@@ -10,9 +10,10 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from expertflow_jax.inference.batching import Prompt, pad_prompts
+from expertflow_jax.inference.batching import Prompt, for_stacks, pad_prompts
 from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.predictor import Predictor
+from expertflow_jax.predictor.forecast import sequence_forecast
 from expertflow_jax.tasks.base import Example, Task
 from expertflow_jax.tasks.digit_scenes.files import write_benchmark
 from expertflow_jax.tasks.encoding import encode_task
@@ -50,6 +51,12 @@ def prepare(model: LoadedModel, task: Task, limit: int, text_tokens: int) -> Tas
     """Reads and encodes `limit` examples (all with 0)."""
     found = task.examples(None if task.teacher_forced else limit or None)
     examples, prompts = encode_task(model.processor, task, found, text_tokens, model.config.text.vocab_size)
+    prompts = [for_stacks(model.config, prompt, foretold=task.teacher_forced) for prompt in prompts]
+    if task.teacher_forced:  # behind an encoder, what the decoder foretells
+        examples = [
+            dataclasses.replace(example, target=prompt.input_ids[(prompt.encoder_tokens or 0) + 1 :].tolist())
+            for example, prompt in zip(examples, prompts, strict=True)
+        ]
     if limit and not task.circular:
         examples, prompts = examples[:limit], prompts[:limit]
     return TaskData(task, examples, prompts)
@@ -69,5 +76,9 @@ def forecast_prompts(
     """The same of at most `batch_size` prompts in one go: float32 [prompts, L, E]."""
     batch = pad_prompts(model.stages.config, prompts, batch_size)
     x, _ = model.embed(batch)
+    visits = batch.visits(model.config.text)
+    if visits is not None:
+        probs, _ = predictor.prefill(x, batch.lengths)
+        return sequence_forecast(probs * visits[..., None], batch.lengths)[: len(prompts)]
     use, _ = predictor.forecast(x, batch.lengths)
     return np.asarray(use)[: len(prompts)]

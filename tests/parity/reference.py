@@ -10,6 +10,10 @@ Arrays of each batch, named "batch/array", all padded right: input_ids [B, T], l
 image_grid_thw (both empty without images), positions [3, B, T], next_position [B], logits [B, T, V], router_logits
 [B, L, T, E], expert_ids [B, L, T, K]; and of greedy decoding with a cache over G steps: tokens [B, G], step_logits
 [B, G, V], step_expert_ids [B, L, G - 1, K].
+
+An encoder-decoder's batches have encoder_lengths [B] too: input_ids are the prompt, then START_TOKENS tokens of the
+decoder (the start token first), lengths count both, L the encoder's MoE layers, then the decoder's. Where a token does
+not go through a layer, or is dropped, its expert is -1; logits of the encoder's tokens are 0.
 """
 
 import argparse
@@ -20,17 +24,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
 sys.path.insert(0, str(Path(__file__).parent))
 from reference_cases import BATCHES, CASES, GOLDENS, batches_of, prompts
 
 STEPS = 16
+START_TOKENS = 4
 SETTINGS = {"dtype": torch.float32, "attn_implementation": "eager", "experts_implementation": "eager"}
 
 
 def model_class(config: Any) -> Any:
     """The class that has the family's head."""
+    if config.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM._model_mapping[type(config)]
     auto = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
     return auto._model_mapping[type(config)]
 
@@ -45,10 +52,10 @@ def random_model(case: str) -> torch.nn.Module:
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 1:
                 parameter.copy_(0.3 * noise + (0.0 if name.endswith("bias") else 1.0))
-            elif "embed" in name and "proj" not in name:
+            elif ("embed" in name or "shared" in name) and "proj" not in name:
                 parameter.copy_(noise)
             else:
-                scale = 2.0 if "gate.weight" in name or "lm_head" in name else 1.0
+                scale = 2.0 if any(part in name for part in ("gate.weight", "lm_head", "classifier")) else 1.0
                 parameter.copy_(scale * noise / parameter[0].numel() ** 0.5)
     return model
 
@@ -60,14 +67,14 @@ class Routes:
         self.batch = 1
         self.logits: list[list[np.ndarray]] = []
         self.experts: list[list[np.ndarray]] = []
-        gates = [module for module in model.modules() if type(module).__name__.endswith("TopKRouter")]
+        gates = [module for module in model.modules() if type(module).__name__.endswith(("TopKRouter", "Top1Router"))]
         for number, gate in enumerate(gates):
             self.logits.append([])
             self.experts.append([])
             gate.register_forward_hook(lambda *call, number=number: self._record(number, call[2]))
 
     def _record(self, number: int, output: tuple[torch.Tensor, ...]) -> None:
-        logits, _, experts = output
+        logits, _, experts = output if output[2].dtype == torch.int64 else _top_1(output)
         self.logits[number].append(logits.reshape(self.batch, -1, logits.shape[-1]).numpy().copy())
         self.experts[number].append(experts.reshape(self.batch, -1, experts.shape[-1]).numpy().copy())
 
@@ -77,9 +84,78 @@ class Routes:
             np.stack([np.concatenate(calls[skip:], axis=1) for calls in each], 1)
             for each in (self.logits, self.experts)
         ]
+        self.clear()
+        return found[0], found[1]
+
+    def clear(self) -> None:
         for calls in self.logits + self.experts:
             calls.clear()
-        return found[0], found[1]
+
+
+def _top_1(output: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """What the router of Switch Transformers says, in the words of the others; -1 for tokens that it drops."""
+    chosen, weights, logits = output
+    return logits, weights, torch.where(chosen.any(-1), chosen.argmax(-1), -1)[..., None]
+
+
+@torch.no_grad()
+def run_stacks(model: torch.nn.Module, routes: Routes, ids: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """One batch of an encoder-decoder, padded right; the decoder reads the start token and the prompt's first ones."""
+    encoded = np.array([len(i) for i in ids])
+    size, width, total = len(ids), int(encoded.max()), int(encoded.max()) + START_TOKENS
+    routes.batch = size
+    padded = np.zeros((size, width), np.int64)
+    for row, tokens in enumerate(ids):
+        padded[row, : len(tokens)] = tokens
+    began = np.array([np.resize(i, START_TOKENS) for i in ids])
+    began[:, 0] = model.config.decoder_start_token_id
+    inputs = {
+        "input_ids": torch.tensor(padded),
+        "attention_mask": torch.tensor((np.arange(width) < encoded[:, None]).astype(np.int64)),
+        "decoder_input_ids": torch.tensor(began),
+    }
+    logits = model(**inputs, use_cache=False).logits.numpy()
+    encoder_layers = sum(name.startswith("encoder") and name.endswith("router") for name, _ in model.named_modules())
+    found = [[np.concatenate(calls, axis=1) for calls in each] for each in (routes.logits, routes.experts)]
+    routes.clear()
+    answer = model.generate(
+        **inputs,
+        max_new_tokens=STEPS,
+        min_new_tokens=STEPS,
+        do_sample=False,
+        use_cache=True,
+        eos_token_id=None,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    nowhere = [np.full((size, 1, 1), -1)] * (STEPS - 1)
+    steps = [nowhere] * encoder_layers + [calls[1:] for calls in routes.experts[encoder_layers:]]
+    routes.clear()
+
+    def joined(encoder: list[np.ndarray], decoder: list[np.ndarray], empty: float) -> np.ndarray:
+        """Layers of [B, T, n] of either stack as [B, L, T, n] on tokens of both."""
+        last = (encoder or decoder)[0].shape[-1]
+        out = np.full((size, len(encoder) + len(decoder), total, last), empty, np.float32)
+        for row, length in enumerate(encoded):
+            for layer, part in enumerate(encoder):
+                out[row, layer, :length] = part[row, :length]
+            for layer, part in enumerate(decoder, start=len(encoder)):
+                out[row, layer, length : length + START_TOKENS] = part[row]
+        return out
+
+    both = [np.concatenate([row[:n], start]) for row, n, start in zip(padded, encoded, began, strict=True)]
+    stacks = [(each[:encoder_layers], each[encoder_layers:]) for each in found]
+    return {
+        "input_ids": np.stack([np.pad(row, (0, total - len(row))) for row in both]),
+        "lengths": encoded + START_TOKENS,
+        "encoder_lengths": encoded,
+        "logits": joined([], [logits], 0)[:, 0],
+        "router_logits": joined(*stacks[0], 0),
+        "expert_ids": joined(*stacks[1], -1).astype(np.int16),
+        "tokens": answer.sequences[:, START_TOKENS:].numpy(),
+        "step_logits": torch.stack(answer.logits, dim=1).numpy(),
+        "step_expert_ids": np.stack([np.concatenate(calls, axis=1) for calls in steps], 1).astype(np.int16),
+    }
 
 
 @torch.no_grad()
@@ -91,6 +167,8 @@ def run_batch(
     grid: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """One batch, padded left as transformers' generation wants it; the arrays come back padded right."""
+    if model.config.is_encoder_decoder:
+        return run_stacks(model, routes, ids)
     lengths = np.array([len(i) for i in ids])
     size, width = len(ids), int(lengths.max())
     routes.batch = size
@@ -178,8 +256,11 @@ def run(checkpoint: Path, source: Path, out: Path) -> None:
     arrays = {}
     for batch in sorted({name.split("/")[0] for name in given.files}):
         ids, lengths = given[f"{batch}/input_ids"].astype(np.int64), given[f"{batch}/lengths"]
+        if model.config.is_encoder_decoder:
+            lengths = given[f"{batch}/encoder_lengths"]
         rows = [row[:length] for row, length in zip(ids, lengths, strict=True)]
-        found = run_batch(model, routes, rows, given[f"{batch}/pixel_values"], given[f"{batch}/image_grid_thw"])
+        images = [given.get(f"{batch}/{name}") for name in ("pixel_values", "image_grid_thw")]
+        found = run_batch(model, routes, rows, *images)
         arrays |= {f"{batch}/{name}": array for name, array in found.items()}
     np.savez_compressed(out, **arrays)
 

@@ -91,6 +91,15 @@ def _plain(family: str, rope: dict[str, Any] | None = None, **changes: Any) -> d
     return {"model_type": family} | _PLAIN | _FAMILIES[family] | {"rope_parameters": rope_parameters} | changes
 
 
+def _switch(**changes: Any) -> dict[str, Any]:
+    """An encoder-decoder."""
+    sizes = {"vocab_size": 48, "d_model": 24, "d_kv": 6, "d_ff": 12, "num_heads": 4, "num_experts": 8}
+    layers = dict.fromkeys(("num_layers", "num_decoder_layers"), 4)
+    sparse = dict.fromkeys(("num_sparse_encoder_layers", "num_sparse_decoder_layers"), 2)
+    tokens = {"decoder_start_token_id": 0, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    return {"model_type": "switch_transformers"} | sizes | layers | sparse | tokens | changes
+
+
 def _rope(theta: float, section: list[int]) -> dict[str, Any]:
     return {"rope_parameters": _TEXT["rope_parameters"] | {"rope_theta": theta, "mrope_section": section}}
 
@@ -200,6 +209,28 @@ CASES: dict[str, dict[str, Any]] = {
         sliding_window=5,
         num_experts_per_tok=3,
     ),
+    "switch": _switch(),
+    # Every layer is sparse, tokens are dropped, relative positions are far.
+    "switch_small_capacity": _switch(
+        expert_capacity=2,
+        num_experts=4,
+        num_layers=3,  # the reference's cache has no place for a decoder of more layers than the encoder
+        num_decoder_layers=2,
+        num_sparse_encoder_layers=1,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=10,
+        router_bias=True,
+    ),
+    "switch_untied": _switch(
+        tie_word_embeddings=False,
+        num_sparse_encoder_layers=0,
+        num_decoder_layers=3,
+        num_sparse_decoder_layers=1,
+        dense_act_fn="gelu_new",
+        layer_norm_epsilon=1e-3,
+        decoder_start_token_id=3,
+    ),
+    "switch_dense_decoder": _switch(num_sparse_decoder_layers=0, expert_capacity=1, num_layers=6, d_kv=5),
 }
 
 # Cases and batches whose checkpoints and arrays are committed in tests/goldens.
@@ -211,6 +242,7 @@ GOLDENS = {
     "olmoe_clip": ["ragged"],
     "qwen2_moe_window": ["ragged"],
     "qwen3_moe_stretched": ["ragged"],
+    "switch_small_capacity": ["ragged"],
 }
 
 # A prompt is a list of parts: a number of words, or the grid of an image in image tokens (frames, rows, columns).
