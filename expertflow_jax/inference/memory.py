@@ -106,7 +106,7 @@ def plan_request(
     """Divides the device memory for requests up to `size`.
 
     Args:
-      scratch_bytes: that running an expert takes beside its buffer (`BufferLayout.scratch_bytes`).
+      scratch_bytes: that running an expert takes beside its arrays (`BufferLayout.scratch_bytes`).
       host: how the experts are divided below the device; None: all are pinned.
 
     Raises:

@@ -35,7 +35,7 @@ class ModelSizes:
       config: of the family.
       dense_bytes: everything but the experts, on the device.
       dtype: of the computation.
-      layout: how experts lie in their buffers.
+      layout: of which arrays an expert consists.
       host: how they are divided between host memory and files.
     """
 

@@ -2,7 +2,7 @@
 
 Modules are split once with `nnx.split`; at run time only plain pytrees pass through `jax.jit` (an `nnx.jit` call
 costs milliseconds at 48 layers). Axes: B sequences, T new tokens, S cache length, N = B * T, K top-k, D model
-width, E experts, n experts in a group, C rows of an expert, P numbers in an expert.
+width, E experts, n experts in a group, C rows of an expert.
 """
 
 import copy
@@ -34,11 +34,11 @@ class LayerStages:
 
 
 class Stages:
-    """Compiled functions over the dense parameters of one model. Experts are passed in as flat buffers.
+    """Compiled functions over the dense parameters of one model. Experts are passed in as their arrays.
 
     Attributes:
       dense_bytes: device bytes of everything but the experts.
-      layout: how experts lie in their buffers.
+      layout: of which arrays an expert consists.
       layer_stages: of each layer, shared by layers of one structure.
       layer_states, trunk: the parameters on the device, of each layer and of the rest.
     """
@@ -86,14 +86,14 @@ class Stages:
         self._zeros = jax.jit(lambda rows: jnp.zeros((rows, text.hidden_size), self.dtype), static_argnums=0)
 
     def _use(self, layout: experts.BufferLayout) -> None:
-        def run(out: jax.Array, y: jax.Array, rows: jax.Array, *buffers: jax.Array) -> jax.Array:
+        def run(out: jax.Array, y: jax.Array, rows: jax.Array, *buffers: experts.Parts) -> jax.Array:
             return experts.run_expert_group(layout, buffers, rows, y.reshape(-1, y.shape[-1]), out)
 
         self.layout = layout
         self._run = jax.jit(run, donate_argnums=0)
 
     def with_layout(self, layout: experts.BufferLayout) -> "Stages":
-        """The same dense parameters, serving experts that lie in their buffers as `layout` says."""
+        """The same dense parameters, serving experts of another layout."""
         other = copy.copy(self)
         other._use(layout)
         return other
@@ -130,7 +130,9 @@ class Stages:
         """Zeroed expert outputs [N * K + 1, D]; the last row takes the padding."""
         return self._zeros(tokens * top_k + 1)
 
-    def run_experts(self, out: jax.Array, y: jax.Array, rows: np.ndarray, buffers: Sequence[jax.Array]) -> jax.Array:
+    def run_experts(
+        self, out: jax.Array, y: jax.Array, rows: np.ndarray, buffers: Sequence[experts.Parts]
+    ) -> jax.Array:
         """Adds the outputs of n experts to `out` (donated): rows int32 [n, C], y [B, T, D]."""
         return self._run(out, y, rows, *buffers)
 

@@ -70,7 +70,7 @@ class DecoderConfig:
         return ExpertKind(self.hidden_act)
 
     def expert_layout(self, dtype: Any) -> ExpertLayout:
-        """How one expert lies in its buffer."""
+        """Of which arrays one expert consists."""
         return ExpertLayout(self.hidden_size, self.moe_intermediate_size, dtype, self.expert_kind)
 
     def validate(self, section: str = "") -> None:

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.models.experts import BufferLayout, ExpertKind, ExpertLayout
+from expertflow_jax.models.experts import BufferLayout, ExpertKind, ExpertLayout, aligned_arrays
 
 GROUP = 64  # scales take 3 % on top of int8 and 6 % on top of int4; 32 lowers int4's error by a tenth for twice that
 BITS = {"int8": 8, "int4": 4}
@@ -59,8 +59,13 @@ class QuantizedLayout:
         return self.groups * (GROUP * self.bits // 8 + 2)
 
     @property
+    def part_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """One array."""
+        return ((self.size,),)
+
+    @property
     def nbytes(self) -> int:
-        """The same."""
+        """The same as the size."""
         return self.size
 
     @property
@@ -68,32 +73,36 @@ class QuantizedLayout:
         """One expert at a time, dequantised, and copied once more on its way to the product."""
         return 2 * self.full.nbytes
 
-    def pack(self, gate_up: np.ndarray, down: np.ndarray) -> np.ndarray:
-        """gate_up [D, 2F] and down [F, D], quantised: uint8 [P] (host side).
+    def pack(self, gate_up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, ...]:
+        """gate_up [D, 2F] and down [F, D], quantised: one uint8 [P] (host side).
 
         Raises:
           InputError: NaN or infinity among the numbers.
         """
         numbers = np.zeros((self.groups, GROUP), self.full.dtype)
-        numbers.reshape(-1)[: self.full.size] = self.full.pack(gate_up, down)
-        packed = np.empty(self.size, np.uint8)
+        split, flat = gate_up.size, numbers.reshape(-1)
+        flat[:split].reshape(gate_up.shape)[...] = gate_up
+        flat[split : self.full.size].reshape(down.shape)[...] = down
+        (packed,) = aligned_arrays(self.part_shapes, np.uint8)
         values = packed[: self.groups * GROUP * self.bits // 8].reshape(self.groups, -1)
         scales = packed[values.size :].view(ml_dtypes.bfloat16)
         for start in range(0, self.groups, _CHUNK):
             part = slice(start, start + _CHUNK)
             values[part], scales[part] = _quantize(numbers[part].astype(np.float32), self.bits)
-        return packed
+        return (packed,)
 
-    def unpack(self, flat: Any) -> tuple[jax.Array, jax.Array]:
-        """gate_up [D, 2F], down [F, D] in the dtype of the computation, from uint8 [P]; NumPy or traced."""
-        flat = jnp.asarray(flat)
+    def unpack(self, parts: Any) -> tuple[jax.Array, jax.Array]:
+        """gate_up [D, 2F], down [F, D] in the dtype of the computation, from one uint8 [P]; NumPy or traced."""
+        flat = jnp.asarray(parts[0])
         count = self.groups * GROUP * self.bits // 8
         values = jax.lax.bitcast_convert_type(flat[:count].reshape(self.groups, -1), jnp.int8)
         if self.bits == 4:  # the first half of a group lies in the low nibbles, the second in the high ones
             values = jnp.concatenate([values << 4 >> 4, values >> 4], axis=1)
         scales = jax.lax.bitcast_convert_type(flat[count:].reshape(-1, 2), jnp.bfloat16)
         numbers = values.astype(jnp.float32) * scales.astype(jnp.float32)[:, None]
-        return self.full.unpack(numbers.astype(self.full.dtype).reshape(-1)[: self.full.size])
+        restored = numbers.astype(self.full.dtype).reshape(-1)
+        (d, width), (f, _) = self.full.part_shapes
+        return restored[: d * width].reshape(d, width), restored[d * width : self.full.size].reshape(f, d)
 
 
 def _quantize(numbers: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:

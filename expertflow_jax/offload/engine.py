@@ -22,7 +22,7 @@ The words, exactly:
 
 Under a virtual clock all this is a deterministic function of what was called. Under a real one the link's thread calls
 `next_transfer`, `load` and `arrived`; one lock guards the state, copies run outside it.
-Axes: H steps of the horizon, L MoE layers, E experts, S slots, P numbers in an expert. A key is layer * E + expert.
+Axes: H steps of the horizon, L MoE layers, E experts, S slots. A key is layer * E + expert.
 """
 
 import collections
@@ -142,7 +142,7 @@ class ExpertCacheEngine:
                     self.pool.reserve(slot, key, 0)
                     buffer = self.pool.write(slot, self.store.source(key))
                     if buffer is not None:  # the store may let go of an expert only when it has travelled
-                        buffer.block_until_ready()
+                        jax.block_until_ready(buffer)
                     self.pool.publish(slot, int(self.pool.generation[slot]))
             self.policy.attach(self.pool)
 
@@ -224,8 +224,8 @@ class ExpertCacheEngine:
                 del self._background[next(iter(self._background))]
             self._link.pump(changed=True)
 
-    def rounds(self, layer: int, experts: np.ndarray) -> Iterator[tuple[tuple[int, ...], tuple[jax.Array, ...]]]:
-        """Serves a layer-step: yields (experts, their device buffers [P]) until every expert has been served once.
+    def rounds(self, layer: int, experts: np.ndarray) -> Iterator[tuple[tuple[int, ...], tuple[Any, ...]]]:
+        """Serves a layer-step: yields (experts, their device arrays) until every expert has been served once.
 
         Use a round's buffers (dispatch what reads them) before asking for the next round; afterwards their slots may
         be overwritten. On the virtual clock, spend the round's compute time meanwhile.

@@ -1,6 +1,6 @@
-"""The device tier: a fixed number of expert slots, each one device buffer, any of which may serve any layer.
+"""The device tier: a fixed number of expert slots, each with arrays of its own, any of which may serve any layer.
 
-One buffer per slot rather than one pool array: a buffer is what XLA orders and donates, so a write into one
+Arrays per slot rather than one for the pool: an array is what XLA orders and donates, so a write into one
 slot never waits for a running step that reads the others (measured: 83 ms against 0.2 ms), and nothing copies
 a pool. On the CPU backend a slot is overwritten in place through donation, 0.1 to 0.6 of the time of a fresh
 buffer (no new pages; the write waits for readers of that slot alone); elsewhere the evicted buffer is deleted
@@ -12,7 +12,7 @@ arrival of an older generation is refused, so a slot freed and reused in mid-tra
 wrongly (ABA).
 What is asked at every layer-step is kept up to date rather than worked out: `order` says which slots may be overwritten
 and, least first, which was used longest ago, so that one pass of argmin finds a victim.
-Axes: S slots, L MoE layers, E experts, P numbers in an expert. A key is layer * E + expert.
+Axes: S slots, L MoE layers, E experts. A key is layer * E + expert.
 """
 
 import functools
@@ -21,14 +21,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from expertflow_jax.models.experts import Parts
+
 EMPTY, MOVING, READY = 0, 1, 2
 KEPT = np.iinfo(np.int64).max
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _overwrite(old: jax.Array, source: jax.Array) -> jax.Array:
+def _overwrite(old: Parts, source: Parts) -> Parts:
     """The expert's numbers from pinned host memory in the memory of `old`."""
-    return jax.lax.dynamic_update_slice(old, jax.device_put(source, jax.memory.Space.Device), (jnp.int32(0),))
+    moved = jax.device_put(source, jax.memory.Space.Device)
+    start = jnp.int32(0)
+    return tuple(jax.lax.dynamic_update_slice(a, b, (start,) * a.ndim) for a, b in zip(old, moved, strict=True))
+
+
+def _delete(parts: Parts) -> None:
+    for part in parts:
+        if not part.is_deleted():
+            part.delete()
 
 
 class SlotPool:
@@ -45,8 +55,8 @@ class SlotPool:
       last_used: int64 [S + 1], layer-step in which its expert was last requested (or loaded).
       generation: int64 [S], reservations so far.
       unused_prefetch: bool [S + 1], prefetched and not requested since.
-      buffers: S device arrays [P], None before first use.
-      peak_bytes: most bytes that slot buffers have held at once.
+      buffers: S times the device arrays of one expert, None before first use.
+      peak_bytes: most bytes that the slots have held at once.
     """
 
     def __init__(self, num_slots: int, num_layers: int, num_experts: int, expert_bytes: int):
@@ -61,7 +71,7 @@ class SlotPool:
         self.last_used = np.zeros(num_slots + 1, np.int64)
         self.generation = np.zeros(num_slots, np.int64)
         self.unused_prefetch = np.zeros(num_slots + 1, bool)
-        self.buffers: list[jax.Array | None] = [None] * num_slots
+        self.buffers: list[Parts | None] = [None] * num_slots
         self.num_empty = num_slots
         self.live_bytes = 0
         self.peak_bytes = 0
@@ -118,8 +128,8 @@ class SlotPool:
         self.generation[slot] += 1
         return evicted
 
-    def write(self, slot: int, source: jax.Array | None) -> jax.Array | None:
-        """Starts the copy of a host buffer into a reserved slot and returns the slot's new buffer.
+    def write(self, slot: int, source: Parts | None) -> Parts | None:
+        """Starts the copy of an expert's host arrays into a reserved slot and returns the slot's new arrays.
 
         Asynchronous; the one thread that reserved the slot calls it, and no lock is needed meanwhile.
         """
@@ -128,18 +138,18 @@ class SlotPool:
             new, alive = None, self.expert_bytes if self.generation[slot] == 1 else 0
             self._account(alive, alive)
         elif old is None:
-            device = next(iter(source.devices()))
-            new = jax.device_put(source, jax.sharding.SingleDeviceSharding(device, memory_kind="device"))
-            self._account(new.nbytes, new.nbytes)
-        elif next(iter(old.devices())).platform == "cpu":
+            device = next(iter(source[0].devices()))
+            new = tuple(jax.device_put(source, jax.sharding.SingleDeviceSharding(device, memory_kind="device")))
+            self._account(self.expert_bytes, self.expert_bytes)
+        elif next(iter(old[0].devices())).platform == "cpu":
             new = _overwrite(old, source)
-            if not old.is_deleted():
-                self._account(new.nbytes, 0)
-                old.delete()
+            if not all(part.is_deleted() for part in old):
+                self._account(self.expert_bytes, 0)
+                _delete(old)
         else:
-            sharding = old.sharding
-            old.delete()
-            new = jax.device_put(source, sharding)
+            sharding = old[0].sharding
+            _delete(old)
+            new = tuple(jax.device_put(source, sharding))
         self.buffers[slot] = new
         return new
 
@@ -169,8 +179,8 @@ class SlotPool:
     def delete(self) -> None:
         """Frees the device memory of all slots."""
         for buffer in self.buffers:
-            if buffer is not None and not buffer.is_deleted():
-                buffer.delete()
+            if buffer is not None:
+                _delete(buffer)
         self.buffers = [None] * self.num_slots
         self.live_bytes = 0
         self.clear()

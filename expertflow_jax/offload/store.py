@@ -1,10 +1,9 @@
-"""The host tier: every expert of the model as one contiguous flat buffer in pinned host memory.
+"""The host tier: the arrays of every expert of the model in pinned host memory.
 
-One buffer per expert, so that one transfer moves all its matrices at full bandwidth (imp #236 measured 2
-pageable copies at 9.6 GB/s against 1 pinned at 32.4). Experts are read-only: an evicted one is never copied
-back.
-Axes: L MoE layers, E experts, P numbers in an expert (see `models.experts.ExpertLayout`), D model width, F
-expert width.
+An expert is few large arrays (`models.experts.BufferLayout`), which move in one call, in the form in which the device
+computes with them. Pinned, because pageable copies are slow (imp #236: 9.6 GB/s against 32.4). Experts are read-only:
+an evicted one is never copied back.
+Axes: L MoE layers, E experts, D model width, F expert width.
 """
 
 from typing import Protocol
@@ -13,7 +12,7 @@ import jax
 import numpy as np
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.models.experts import BufferLayout
+from expertflow_jax.models.experts import BufferLayout, Parts
 
 
 class HostTier(Protocol):
@@ -23,8 +22,8 @@ class HostTier(Protocol):
     num_experts: int
     expert_bytes: int
 
-    def source(self, key: int) -> jax.Array | None:
-        """The expert's host buffer, or None where only sizes are simulated."""
+    def source(self, key: int) -> Parts | None:
+        """The expert's host arrays, or None where only sizes are simulated."""
 
     def unpinned_bytes(self, key: int) -> int:
         """Bytes that must be read from disk before `source` gives the expert; 0 if it is in host memory."""
@@ -38,8 +37,15 @@ def pinned_memory(device: jax.Device | None = None) -> jax.sharding.SingleDevice
     return jax.sharding.SingleDeviceSharding(device or jax.local_devices()[0], memory_kind="pinned_host")
 
 
+def pin(parts: tuple[np.ndarray, ...], memory: jax.sharding.SingleDeviceSharding) -> Parts:
+    """Arrays that nobody else writes to, in pinned memory: the CPU backend may use them rather than copy them."""
+    for part in parts:
+        part.flags.writeable = False
+    return tuple(jax.device_put(parts, memory))
+
+
 class ExpertStore:
-    """Pinned host buffers of all experts of one model.
+    """Pinned host arrays of all experts of one model.
 
     Attributes:
       num_layers, num_experts: L, E.
@@ -49,7 +55,7 @@ class ExpertStore:
     def __init__(self, layout: BufferLayout, num_layers: int, num_experts: int, device: jax.Device | None = None):
         """
         Args:
-          layout: how an expert lies in its buffer.
+          layout: of which arrays an expert consists.
           num_layers, num_experts: L, E.
           device: whose pinned host memory holds the experts; the first local device by default.
         """
@@ -58,7 +64,7 @@ class ExpertStore:
         self.num_experts = num_experts
         self.expert_bytes = int(layout.nbytes)
         self._memory = pinned_memory(device)
-        self._buffers: list[jax.Array | None] = [None] * (num_layers * num_experts)
+        self._experts: list[Parts | None] = [None] * (num_layers * num_experts)
 
     def put(self, layer: int, expert: int, gate_up: np.ndarray, down: np.ndarray) -> None:
         """Stores one expert: gate_up [D, 2F], down [F, D]; the data is copied.
@@ -66,46 +72,31 @@ class ExpertStore:
         Raises:
           InputError: the indices or the shapes do not belong to this model.
         """
-        self._keep(layer, expert, np.asarray(self.layout.pack(gate_up, down)))
-
-    def put_flat(self, layer: int, expert: int, flat: np.ndarray) -> None:
-        """Stores one expert from its flat form [P]; the data is copied.
-
-        Raises:
-          InputError: the indices or the size do not belong to this model.
-        """
-        self._keep(layer, expert, np.array(flat, dtype=self.layout.dtype, copy=True))
-
-    def _keep(self, layer: int, expert: int, own: np.ndarray) -> None:
-        """Stores memory that nobody else writes to: `device_put` may use it rather than copy it."""
         if not (0 <= layer < self.num_layers and 0 <= expert < self.num_experts):
             raise InputError(
                 f"expert {expert} of layer {layer}: the model has {self.num_layers} layers of "
                 f"{self.num_experts} experts; check the checkpoint against its config"
             )
-        if own.shape != (self.layout.size,):
+        parts = self.layout.pack(gate_up, down)
+        shapes = tuple(part.shape for part in parts)
+        if shapes != self.layout.part_shapes:
             raise InputError(
-                f"expert {expert} of layer {layer} has {own.size} numbers, the config says "
-                f"{self.layout.size}; check the checkpoint against its config"
+                f"expert {expert} of layer {layer} has shapes {shapes}, the config says {self.layout.part_shapes}; "
+                "check the checkpoint against its config"
             )
-        own.flags.writeable = False
-        self._buffers[layer * self.num_experts + expert] = jax.device_put(own, self._memory)
+        self._experts[layer * self.num_experts + expert] = pin(parts, self._memory)
 
-    def buffer(self, layer: int, expert: int) -> jax.Array:
-        """The expert's flat host buffer [P], memory kind pinned_host."""
-        return self.source(layer * self.num_experts + expert)
-
-    def source(self, key: int) -> jax.Array:
-        """The same by key = layer * num_experts + expert.
+    def source(self, key: int) -> Parts:
+        """The host arrays, memory kind pinned_host, of the expert with key = layer * num_experts + expert.
 
         Raises:
           InputError: the checkpoint did not bring this expert.
         """
-        buffer = self._buffers[key]
-        if buffer is None:
+        parts = self._experts[key]
+        if parts is None:
             layer, expert = divmod(key, self.num_experts)
             raise InputError(f"expert {expert} of layer {layer} was never loaded; the checkpoint is incomplete")
-        return buffer
+        return parts
 
     def unpinned_bytes(self, key: int) -> int:
         """0: every expert is in host memory."""
@@ -117,12 +108,12 @@ class ExpertStore:
     @property
     def missing(self) -> list[tuple[int, int]]:
         """(layer, expert) of every expert not stored yet."""
-        return [divmod(key, self.num_experts) for key, buffer in enumerate(self._buffers) if buffer is None]
+        return [divmod(key, self.num_experts) for key, parts in enumerate(self._experts) if parts is None]
 
     @property
     def nbytes(self) -> int:
         """Host bytes held."""
-        return sum(buffer.nbytes for buffer in self._buffers if buffer is not None)
+        return sum(parts is not None for parts in self._experts) * self.expert_bytes
 
 
 class ExpertSizes:

@@ -13,20 +13,20 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from expertflow_jax.models.experts import BufferLayout
+from expertflow_jax.models.experts import BufferLayout, Parts
 from expertflow_jax.offload.budget import HostPlan
-from expertflow_jax.offload.store import pinned_memory
+from expertflow_jax.offload.store import pin, pinned_memory
 
 
 class TieredStore:
     """Experts of one model, the most wanted in pinned host memory and all of them in files.
 
     Attributes:
-      layout: of the pinned buffers.
+      layout: of the pinned arrays.
       num_layers, num_experts: L, E.
       expert_bytes: bytes of one pinned expert.
       plan: how many are pinned at most.
-      peak_bytes: most bytes that pinned buffers have held at once.
+      peak_bytes: most bytes that pinned arrays have held at once.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class TieredStore:
         self.peak_bytes = 0
         self._read = read
         self._memory = pinned_memory(device)
-        self._pinned: collections.OrderedDict[int, jax.Array] = collections.OrderedDict()  # longest unused first
+        self._pinned: collections.OrderedDict[int, Parts] = collections.OrderedDict()  # longest unused first
         self._lock = threading.Lock()
         self.prefer(None)
 
@@ -67,13 +67,13 @@ class TieredStore:
         with self._lock:
             kept = {key: self._pinned.get(key) for key in self.preferred}
             self._pinned.clear()
-            self._pinned.update((key, buffer) for key, buffer in kept.items() if buffer is not None)
+            self._pinned.update((key, parts) for key, parts in kept.items() if parts is not None)
             del kept
             for key in reversed(self.preferred):
                 self._fetch(key)
 
-    def source(self, key: int) -> jax.Array:
-        """The expert's flat host buffer, pinned from now on.
+    def source(self, key: int) -> Parts:
+        """The expert's host arrays, pinned from now on.
 
         Raises:
           InputError: its file has become shorter, or it holds NaN or infinity.
@@ -91,15 +91,14 @@ class TieredStore:
         """Host bytes held now."""
         return len(self._pinned) * self.expert_bytes
 
-    def _fetch(self, key: int) -> jax.Array:
-        buffer = self._pinned.get(key)
-        if buffer is None:
+    def _fetch(self, key: int) -> Parts:
+        parts = self._pinned.get(key)
+        if parts is None:
             while len(self._pinned) >= self.plan.pinned:
                 self._pinned.popitem(last=False)
-            flat = self.layout.pack(*self._read(*divmod(key, self.num_experts)))
-            flat.flags.writeable = False  # the CPU backend may use this memory rather than copy it
-            buffer = self._pinned[key] = jax.device_put(flat, self._memory)
-            buffer.block_until_ready()  # so that `flat` is free again before the next one is read
+            packed = self.layout.pack(*self._read(*divmod(key, self.num_experts)))
+            parts = self._pinned[key] = pin(packed, self._memory)
+            jax.block_until_ready(parts)  # so that `packed` is free again before the next one is read
             self.peak_bytes = max(self.peak_bytes, self.nbytes)
         self._pinned.move_to_end(key)
-        return buffer
+        return parts

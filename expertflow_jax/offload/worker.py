@@ -9,6 +9,8 @@ it, while the device computes on; a copy that takes longer than that arrives whe
 import collections
 import threading
 
+import jax
+
 from expertflow_jax.errors import InputError
 from expertflow_jax.offload.clock import Clock
 from expertflow_jax.offload.link import LinkSpec, Transfer, TransferSource
@@ -151,7 +153,7 @@ class RealLink:
 
     def _finish(self, transfer: Transfer) -> None:
         if transfer.buffer is not None:
-            transfer.buffer.block_until_ready()
+            jax.block_until_ready(transfer.buffer)
         now = self._clock.now()
         if not self.spec.emulated:
             self.busy_seconds += now - max(transfer.start, self._last_end)

@@ -88,7 +88,7 @@ def _round_seconds(model: LoadedModel, experts: int, rows: int, repeats: int) ->
     device = jax.local_devices()[0]
     on_device = jax.sharding.SingleDeviceSharding(device, memory_kind="device")
     sources = [model.store.source(e % model.store.num_experts) for e in range(experts)]
-    buffers = [jax.device_put(source, on_device) for source in sources]
+    buffers = [tuple(jax.device_put(source, on_device)) for source in sources]
     tokens = max(1, experts * rows // text.num_experts_per_tok)
     y = jax.numpy.ones((tokens, text.hidden_size), stages.dtype)
     total = tokens * text.num_experts_per_tok

@@ -26,7 +26,7 @@ def stacked_experts(setup: Setup) -> Stacked:
     store, layers = setup.store, []
     for layer in range(store.num_layers):
         keys = range(layer * store.num_experts, (layer + 1) * store.num_experts)
-        parts = [store.layout.unpack(np.asarray(store.source(key))) for key in keys]
+        parts = [store.layout.unpack(store.source(key)) for key in keys]
         layers.append((jnp.stack([p[0] for p in parts]), jnp.stack([p[1] for p in parts])))
     return layers
 

@@ -103,6 +103,6 @@ def build(shape: Shape, seed: int) -> tuple[Stages, ExpertStore]:
     rng = np.random.default_rng(seed)
     for layer in range(shape.num_layers):
         for expert in range(shape.full.num_experts):
-            flat = rng.standard_normal(layout.size, np.float32) * np.float32(shape.d_model**-0.5)
-            store.put_flat(layer, expert, flat)
+            scale = np.float32(shape.d_model**-0.5)
+            store.put(layer, expert, *(scale * rng.standard_normal(s, np.float32) for s in layout.part_shapes))
     return stages, store

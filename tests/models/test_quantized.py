@@ -47,10 +47,10 @@ def test_round_trip_is_within_half_a_step_of_each_group(numbers, kind):
     full = ExpertLayout(6, 7, np.dtype(np.float32))
     layout = layout_for(full, kind)
     gate_up, down = numbers[:84].reshape(6, 14), numbers[84:].reshape(7, 6)
-    packed = layout.pack(gate_up, down)
+    (packed,) = layout.pack(gate_up, down)
     assert packed.dtype == np.uint8
     assert packed.nbytes == layout.nbytes
-    restored = flat(layout.unpack(packed))
+    restored = flat(layout.unpack((packed,)))
     np.testing.assert_array_equal(restored, unpacked_by_hand(layout, packed).ravel()[: full.size])
     padded = np.zeros(layout.groups * GROUP, np.float32)
     padded[: full.size] = numbers
@@ -108,7 +108,7 @@ def random_layout_and_buffers(kind, dtype, d=64, f=48, count=8):
     rng = np.random.default_rng(1)
     layout = layout_for(ExpertLayout(d, f, jnp.dtype(dtype)), kind)
     return layout, [
-        jnp.asarray(layout.pack(rng.normal(size=(d, 2 * f)), rng.normal(size=(f, d)))) for _ in range(count)
+        tuple(map(jnp.asarray, layout.pack(rng.normal(size=(d, 2 * f)), rng.normal(size=(f, d))))) for _ in range(count)
     ]
 
 

@@ -16,17 +16,21 @@ class FlatLayout:
     dtype: type = np.float32
 
     @property
+    def part_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return ((self.size,),)
+
+    @property
     def nbytes(self) -> int:
         return self.size * np.dtype(self.dtype).itemsize
 
     def pack(self, gate_up, down):
-        return np.concatenate([np.ravel(gate_up), np.ravel(down)])
+        return (np.concatenate([np.ravel(gate_up), np.ravel(down)]),)
 
 
 def make_store(num_layers: int, num_experts: int, size: int = 16) -> ExpertStore:
     store = ExpertStore(FlatLayout(size), num_layers, num_experts)
     for key in range(num_layers * num_experts):
-        store.put_flat(*divmod(key, num_experts), np.full(size, key, np.float32))
+        store.put(*divmod(key, num_experts), np.full(size - 1, key, np.float32), np.full(1, key, np.float32))
     return store
 
 

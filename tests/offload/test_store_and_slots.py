@@ -1,4 +1,4 @@
-"""The two tiers: pinned host buffers, one per expert, and device slots that are overwritten in place."""
+"""The two tiers: pinned host arrays, a few per expert, and device slots that are overwritten in place."""
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from expertflow_jax.offload.slots import EMPTY, KEPT, MOVING, READY, SlotPool
 from expertflow_jax.offload.store import ExpertSizes, ExpertStore
 
 
-def test_every_expert_is_one_buffer_in_pinned_host_memory():
+def test_every_expert_is_two_matrices_in_pinned_host_memory():
     layout = ExpertLayout(4, 3, np.float32)
     store = ExpertStore(layout, 2, 2)
     random = np.random.default_rng(0)
@@ -19,27 +19,26 @@ def test_every_expert_is_one_buffer_in_pinned_host_memory():
     store.put(1, 0, gate_up, down)
     kept_gate_up = gate_up.copy()
     gate_up[:] = 0  # the store has its own copy
-    buffer = store.buffer(1, 0)
-    assert buffer.sharding.memory_kind == "pinned_host"
-    assert buffer.shape == (layout.size,)
-    assert buffer.nbytes == store.expert_bytes == store.nbytes == layout.nbytes
-    unpacked_gate_up, unpacked_down = layout.unpack(np.asarray(buffer))
+    parts = store.source(2)
+    assert {part.sharding.memory_kind for part in parts} == {"pinned_host"}
+    assert tuple(part.shape for part in parts) == layout.part_shapes == ((4, 6), (3, 4))
+    assert sum(part.nbytes for part in parts) == store.expert_bytes == store.nbytes == layout.nbytes
+    unpacked_gate_up, unpacked_down = layout.unpack(parts)
     np.testing.assert_array_equal(unpacked_gate_up, kept_gate_up)
     np.testing.assert_array_equal(unpacked_down, down)
-    assert store.source(2) is buffer
     assert store.missing == [(0, 0), (0, 1), (1, 1)]
 
 
 def test_experts_that_do_not_belong_are_refused(keyed_store):
     store = keyed_store(2, 3)
     with pytest.raises(InputError, match="expert 3 of layer 0: the model has 2 layers of 3 experts"):
-        store.put_flat(0, 3, np.zeros(16))
+        store.put(0, 3, np.zeros(8), np.zeros(8))
     with pytest.raises(InputError, match="layer 2"):
-        store.put_flat(2, 0, np.zeros(16))
-    with pytest.raises(InputError, match="expert 1 of layer 1 has 15 numbers, the config says 16"):
-        store.put_flat(1, 1, np.zeros(15))
+        store.put(2, 0, np.zeros(8), np.zeros(8))
+    with pytest.raises(InputError, match=r"expert 1 of layer 1 has shapes \(\(15,\),\), the config says \(\(16,\),\)"):
+        store.put(1, 1, np.zeros(8), np.zeros(7))
     with pytest.raises(InputError, match="expert 1 of layer 0 was never loaded"):
-        ExpertStore(store.layout, 2, 3).buffer(0, 1)
+        ExpertStore(store.layout, 2, 3).source(1)
     assert ExpertSizes(2, 3, 64).source(5) is None
 
 
@@ -47,20 +46,20 @@ def test_a_slot_is_overwritten_in_the_same_memory(keyed_store):
     store = keyed_store(2, 3)
     pool = SlotPool(1, 2, 3, store.expert_bytes)
     pool.reserve(0, 4, 0)
-    first = pool.write(0, store.source(4))
+    (first,) = pool.write(0, store.source(4))
     assert first.sharding.memory_kind == "device"
     assert (np.array(first) == 4).all()
     pointer = first.unsafe_buffer_pointer()
     pool.publish(0, 1)
     pool.reserve(0, 1, 1)
-    second = pool.write(0, store.source(1))
+    (second,) = pool.write(0, store.source(1))
     assert (np.array(second) == 1).all()
     assert first.is_deleted()
     assert pool.peak_bytes == pool.live_bytes == store.expert_bytes
     if jax.default_backend() == "cpu":
         # losing the donation would be a silent slowdown of a hundred times
         assert second.unsafe_buffer_pointer() == pointer
-    assert store.buffer(1, 1).shape == (16,)  # the host tier is not consumed
+    assert store.source(4)[0].shape == (16,)  # the host tier is not consumed
     pool.delete()
     assert second.is_deleted()
     assert pool.live_bytes == 0

@@ -30,7 +30,7 @@ def run(engine, needed, horizon):
             served = []
             for group, buffers in engine.rounds(layer, experts):
                 for expert, buffer in zip(group, buffers, strict=True):
-                    np.testing.assert_array_equal(np.asarray(buffer), layer * EXPERTS + expert)
+                    np.testing.assert_array_equal(np.asarray(buffer[0]), layer * EXPERTS + expert)
                 served += group
             assert sorted(served) == experts.tolist()
             asked += len(experts)
@@ -111,7 +111,7 @@ def test_an_expert_that_was_never_loaded_is_named(keyed_store):
     whole = keyed_store(LAYERS, EXPERTS)
     store = ExpertStore(whole.layout, LAYERS, EXPERTS)
     for key in range(LAYERS * EXPERTS - 1):
-        store.put_flat(*divmod(key, EXPERTS), np.asarray(whole.source(key)))
+        store.put(*divmod(key, EXPERTS), *np.split(np.asarray(whole.source(key)[0]), 2))
     with ExpertCacheEngine(store, 4, "on_demand", "direct", RealClock()) as engine:
         engine.warm_up()
         engine.begin_step(None)
@@ -129,4 +129,4 @@ def test_closing_ends_the_thread_and_frees_the_slots(keyed_store):
     engine.close()
     engine.close()
     assert threading.active_count() == before
-    assert all(buffer.is_deleted() for buffer in buffers)
+    assert all(part.is_deleted() for buffer in buffers for part in buffer)
