@@ -4,10 +4,11 @@ MEMORY = 0.3  # weight of the latest step
 
 
 class Balance:
-    """The share of the time in which computation did not wait for experts, from sums that only grow.
+    """Smoothed over steps, from sums that only grow.
 
     Attributes:
-      working: that share, smoothed over steps; 1 before the first one has ended.
+      working: the share of the time in which computation did not wait for experts; 1 before the first step has ended.
+      layer_seconds: of computation per layer-step; 0 before the first step has ended.
     """
 
     def __init__(self) -> None:
@@ -15,16 +16,17 @@ class Balance:
 
     def forget(self) -> None:
         """Starts anew."""
-        self.working = 1.0
+        self.working, self.layer_seconds = 1.0, 0.0
         self._measured = False
-        self._before: tuple[float, float] | None = None
+        self._before: tuple[float, float, int] | None = None
 
-    def step(self, now: float, stalled: float) -> None:
-        """A step begins: seconds on the clock, and stalled so far. Sums reset since the last step are left out."""
+    def step(self, now: float, stalled: float, layer_steps: int) -> None:
+        """A step begins: seconds on the clock, stalled so far, layer-steps so far. Sums reset since are left out."""
         if self._before is not None:
-            elapsed, stall = now - self._before[0], stalled - self._before[1]
-            if elapsed > 0 and stall >= 0:
-                share = max(0.0, 1 - stall / elapsed)
-                self.working = self.working + MEMORY * (share - self.working) if self._measured else share
+            elapsed, stall, layers = (a - b for a, b in zip((now, stalled, layer_steps), self._before, strict=True))
+            if elapsed > 0 and stall >= 0 and layers > 0:
+                weight = MEMORY if self._measured else 1.0
+                self.working += weight * (max(0.0, 1 - stall / elapsed) - self.working)
+                self.layer_seconds += weight * (max(0.0, elapsed - stall) / layers - self.layer_seconds)
                 self._measured = True
-        self._before = now, stalled
+        self._before = now, stalled, layer_steps

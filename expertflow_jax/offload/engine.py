@@ -6,7 +6,7 @@ The words, exactly:
   (its transfer has started and not arrived) or *miss* (neither; a prefetch that has not started is a miss).
   hit_rate = hits / (hits + late + misses); 1 if nothing was asked for.
 - A lossless layer-step is served in *rounds*: hits first, then the others as they arrive, so that compute goes on
-  while experts travel. Misses travel as *urgent* transfers, in ascending order, ahead of everything else; nothing
+  while experts travel. Misses travel as *urgent* transfers, in the policy's order, ahead of everything else; nothing
   already in a slot or on its way is sent again.
 - The experts of the running layer-step that are not yet computed are *pinned*: never victims. Computed ones may go at
   once, so that any number of slots from one up serves any number of experts.
@@ -108,6 +108,7 @@ class ExpertCacheEngine:
         self._balance = Balance()
         # On CPU a slot is overwritten in place, and the write itself waits for whoever still reads it.
         self._reads_last = not self.clock.virtual and jax.default_backend() != "cpu"
+        self.policy.reuses_at_once = not self._reads_last
         self._counts = dict.fromkeys(_COUNTS, 0)
         self.reset_stats()
         self._link.attach(self)
@@ -166,13 +167,25 @@ class ExpertCacheEngine:
             self._link.pump(changed=False)
             self._next_layer()
             self._counts["steps"] += 1
-            self._balance.step(self.clock.now(), self.clock.totals["stall"])
-            self.policy.working = self._balance.working
+            self._weigh()
             self._called_for, self._mispredicted = None, []
             if horizon is not None and self.policy.uses_forecast:
                 self._called_for = (horizon[0] >= CALLED_FOR).reshape(-1)
             self.policy.begin_step(horizon if self.policy.uses_forecast else None)
             self._link.pump(changed=True)
+
+    def _weigh(self) -> None:
+        """Tells the policy how compute and transfers stand to each other."""
+        balance, spec = self._balance, self._link.spec
+        balance.step(self.clock.now(), self.clock.totals["stall"], self._tick)
+        if spec.emulated:
+            transfer = spec.seconds_on_link(self.store.expert_bytes)
+        else:
+            moved = sum(self._counts[f"{kind}_transfers"] for kind in ("urgent", "background"))
+            moved += self._counts["prefetches"]
+            transfer = (self._link.busy_seconds - self._link_seconds_before) / max(moved, 1)
+        self.policy.working = balance.working
+        self.policy.hidden = balance.layer_seconds / transfer if transfer > 0 else float("inf")
 
     def end_step(self) -> None:
         """The step's last layer has been dispatched."""
@@ -276,7 +289,7 @@ class ExpertCacheEngine:
             self._pinning = True
             if not all_here:
                 self._needed.update(keys[~here].tolist())
-                self._urgent.extend(missing.tolist())
+                self._urgent.extend(self.policy.urgency(missing).tolist())
                 keys, slots = keys[here], slots[here]
             self._link.pump(changed=True)
             return keys, slots

@@ -17,7 +17,7 @@ from expertflow_jax.offload.policies.on_demand import OnDemand
 from expertflow_jax.offload.slots import KEPT, SlotPool
 from expertflow_jax.offload.store import ExpertSizes
 from expertflow_jax.scale.machines import Machine
-from expertflow_jax.simulation.replay import ReplayStep
+from expertflow_jax.simulation.replay import ReplayStep, true_horizons
 
 
 class PoolPerLayer(ExpertFlow):
@@ -117,7 +117,9 @@ class Variant:
       parts: pieces in which an expert travels and is computed.
       fewer_slots: slots given up, for staging buffers.
       after_all: nothing is computed before all experts of a layer are there.
-      forecast: "each" step's own, "once" (the prompt's last token's for all decode steps), or "one" step ahead.
+      forecast: "each" step's own, "once" (the prompt's last token's for all decode steps), "one" step ahead, or "queue"
+        (the next step's own where another batch follows); "step", "next" and "truth" are what really happens in the
+        running step, the next one too, and to the end.
     """
 
     name: str
@@ -142,6 +144,12 @@ VARIANTS = (
     Variant("pool per layer", "each layer keeps its share of the slots", PoolPerLayer),
     Variant("one step ahead", "the forecast ends with the running step", forecast="one"),
     Variant("forecast once", "decode steps keep the forecast made after the prompt", forecast="once"),
+    Variant(
+        "next batch foreseen", "a batch's last step knows the forecast of the next batch's prompts", forecast="queue"
+    ),
+    Variant("running step known", "the truth for the running step, then the forecast", forecast="step"),
+    Variant("next step known", "the truth for the running step and the next", forecast="next"),
+    Variant("all known", "the truth to the end", forecast="truth"),
     Variant("LRU, shared", "`on_demand`: no forecast", OnDemand),
     Variant("LRU, pool per layer", "`cache_moe`: no forecast", CacheMoE),
 )
@@ -233,12 +241,24 @@ def _in_parts(steps: Sequence[ReplayStep], machine: Machine, parts: int) -> tupl
 def _with_forecast(steps: Sequence[ReplayStep], which: str, batch: int) -> list[ReplayStep]:
     if which == "each":
         return list(steps)
+    if which == "truth":
+        return true_horizons(steps, len(steps))
     changed, kept = [], None
-    for step in steps:
+    following = [*steps[1:], None]
+    for step, after in zip(steps, following, strict=True):
         horizon = step.horizon
         assert horizon is not None, "the recorded steps carry forecasts"
         if which == "one":
             horizon = horizon[:1]
+        elif which == "queue":
+            if after is not None and after.tokens != batch:
+                assert after.horizon is not None
+                horizon = np.stack([horizon[0], after.horizon[0]])
+        elif which == "step":
+            horizon = np.concatenate([step.needed[None].astype(np.float32), horizon[1:]])
+        elif which == "next":
+            coming = np.zeros_like(step.needed) if after is None else after.needed
+            horizon = np.stack([step.needed, coming]).astype(np.float32)
         elif step.tokens == batch and kept is not None:
             horizon = np.stack([kept, kept])
         else:

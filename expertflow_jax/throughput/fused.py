@@ -27,7 +27,8 @@ def stacked_experts(setup: Setup) -> Stacked:
     for layer in range(store.num_layers):
         keys = range(layer * store.num_experts, (layer + 1) * store.num_experts)
         parts = [store.layout.unpack(store.source(key)) for key in keys]
-        layers.append((jnp.stack([p[0] for p in parts]), jnp.stack([p[1] for p in parts])))
+        gate_up, down = (np.stack(matrices) for matrices in zip(*parts, strict=True))
+        layers.append((jnp.array(gate_up), jnp.array(down)))
     return layers
 
 

@@ -41,7 +41,7 @@ class Reference:
         self.frequency = np.full((num_layers, num_experts), 0.1, np.float32)
         self.start_frequency, self.asked, self.called_for = self.frequency.copy(), set(), None
         self.horizon, self.layer, self.view = None, -1, None
-        self.working, self.before = None, None
+        self.working, self.layer_seconds, self.before = None, 0.0, None
         for layer, numbers in enumerate(shares(num_slots, num_layers)):
             for expert, number in enumerate(numbers):
                 if self.slots[number]["state"] == EMPTY and expert < num_experts:
@@ -156,6 +156,24 @@ class Reference:
             absent = (key for key in range(self.L * self.E) if self.slot_of(key) is None)
             self.view = {key for key in absent if self.chance[key] >= self.least_chance()}
 
+    def starved(self):
+        return self.working is not None and self.working < 0.25
+
+    def hidden(self):
+        return self.layer_seconds / self.seconds if self.seconds > 0 else math.inf
+
+    def worth_its_place(self, key, lowest):
+        layer, expert = divmod(key, self.E)
+        step = 0 if layer > self.layer else 1
+        distance = step * self.L + layer - self.layer
+        steps = self.start_frequency[None] if self.horizon is None else self.horizon
+        if step >= len(steps):
+            return False
+        first = np.float32(steps[step][layer][expert])
+        if step == 1 and layer not in self.asked:
+            first = (np.float32(1) - np.float32(steps[0][layer][expert])) * first
+        return first * min(1.0, distance * self.hidden()) > distance * lowest
+
     def prefetch(self):
         keys = range(self.L * self.E)
         if self.policy == "oracle":
@@ -183,6 +201,13 @@ class Reference:
             lowest = min(self.values[k] for k in held)
             if not urgent and lowest * np.float32(1.1) >= self.values[key]:
                 return None
+            if self.starved() and not urgent and not self.worth_its_place(key, lowest):
+                return None
+            if self.starved() and urgent:
+                row = range(self.layer * self.E, (self.layer + 1) * self.E)
+                running = [k for k in row if self.ready(k) and self.slot_of(k) in self.pinned]
+                if any(self.values[k] < lowest for k in running):
+                    return None
             candidates = [n for n, k in zip(candidates, held, strict=True) if self.values[k] == lowest]
         return self.least_recent(candidates)
 
@@ -199,10 +224,15 @@ class Reference:
     def begin_step(self, horizon):
         self.advance(self.now)
         self.release()
-        if self.before is not None and self.now > self.before[0]:
+        if self.before is not None and self.now > self.before[0] and self.tick > self.before[2]:
             share = 1 - (self.stall - self.before[1]) / (self.now - self.before[0])
-            self.working = share if self.working is None else 0.7 * self.working + 0.3 * share
-        self.before = self.now, self.stall
+            each = (self.now - self.before[0] - self.stall + self.before[1]) / (self.tick - self.before[2])
+            if self.working is None:
+                self.working, self.layer_seconds = share, each
+            else:
+                self.working += 0.3 * (share - self.working)
+                self.layer_seconds += 0.3 * (each - self.layer_seconds)
+        self.before = self.now, self.stall, self.tick
         self.horizon = horizon if self.policy in ("oracle", "expertflow") else None
         self.called_for = None if self.horizon is None else self.horizon[0]
         self.layer, self.view, self.asked = -1, None, set()
@@ -245,6 +275,9 @@ class Reference:
             if key not in missing:
                 self.pinned.add(self.slot_of(key))
                 self.slots[self.slot_of(key)]["used"] = self.tick
+        if self.policy == "expertflow" and len(missing) > 1:
+            self.look()
+            missing.sort(key=lambda key: (self.values[key], key))
         self.needed, self.urgent = set(keys), list(missing)
         self.advance(self.now)
         rounds, ready = [], hits

@@ -20,6 +20,9 @@ class CachePolicy:
       name: as in configs and results.
       prefetches: whether `next_prefetch` ever names an expert.
       working: set by the engine: the share of the time in which compute did not wait for experts (`Balance`).
+      hidden: set by the engine: how much of a transfer the compute of one layer-step hides; infinite if transfers take
+        no time.
+      reuses_at_once: set by the engine: an expert may be overwritten once what reads it has been dispatched.
       uses_forecast: whether `begin_step` wants a horizon, so that mispredictions can be told and counted.
       slots, num_layers, num_experts: set by `attach`.
     """
@@ -27,6 +30,8 @@ class CachePolicy:
     name = ""
     prefetches = False
     working = 1.0
+    hidden = float("inf")
+    reuses_at_once = True
     uses_forecast = False
 
     def attach(self, slots: SlotPool) -> None:
@@ -57,6 +62,10 @@ class CachePolicy:
         """Slots that may hold experts of `layer`; at least one."""
         return self._everywhere
 
+    def urgency(self, keys: np.ndarray) -> np.ndarray:
+        """Missing experts of the running layer, int64 [n] ascending, in the order in which they are to come."""
+        return keys
+
     def next_prefetch(self) -> int:
         """Key of the expert that should travel now because it will be needed, absent from the slots; -1 for
         none.
@@ -67,7 +76,8 @@ class CachePolicy:
 
     def victim(self, key: int, urgent: bool) -> int:
         """The slot to overwrite so that expert `key` can travel: one of `home` whose `order` is not KEPT; -1 if there
-        is none. It may also refuse with -1, but not if the expert is `urgent`: compute waits for it.
+        is none. It may also refuse with -1, but not if the expert is `urgent`, as compute waits for it, unless an
+        expert of the running layer that has arrived is about to be computed: the engine asks again then.
         """
         return self.slots.oldest(self.home(key // self.num_experts))
 

@@ -21,7 +21,7 @@ Axes: H steps of the horizon, L MoE layers, E experts. A key is layer * E + expe
 import numpy as np
 
 from expertflow_jax.offload.policies.base import CachePolicy
-from expertflow_jax.offload.slots import KEPT, SlotPool
+from expertflow_jax.offload.slots import KEPT, READY, SlotPool
 
 MEMORY = 0.1  # weight of the latest step in the running frequency
 FIRST_GUESS = 0.1  # frequency of an expert before its layer has been seen
@@ -32,6 +32,12 @@ GAIN = 1.1  # a prefetch must be worth this many times its victim
 # unasked. On the recorded routing of five models, over links from 20 times faster than theirs to twice as slow, no one
 # chance from 0 to 1 did as well as these three.
 LIKELY = ((0.5, 0.3), (0.15, 0.75), (0.0, 1.0))
+
+# Where compute waits for more than the rest of the time, every transfer counts, so
+# - a prefetch has to be worth its victim's place until then: P(use) x what it hides of the transfer > D x the victim's
+#   value, D layer-steps until the use. With few experts per layer it rarely is, with many layers it often is;
+# - an urgent transfer waits until the running layer's hits have been computed if the best victim is among them.
+STARVED = 0.25
 
 _ROUNDING = 1e-5  # by how much, relatively, a value may surpass its bound in float32
 _NEVER = -2  # no layer has asked since this was last known
@@ -107,6 +113,15 @@ class ExpertFlow(CachePolicy):
             if self._least[layer] == expert:
                 self._least_seen[layer] = _NEVER
 
+    def urgency(self, keys: np.ndarray) -> np.ndarray:
+        """The least value first: whoever comes last need not make room for the others."""
+        if len(keys) < 2:
+            return keys
+        if self._all_changed:
+            self._look_at_all()
+        layer = int(keys[0]) // self.num_experts
+        return keys[self._values(layer)[keys - layer * self.num_experts].argsort(kind="stable")]
+
     def _reopen(self) -> None:
         for key in self._moved:
             layer, expert = divmod(key, self.num_experts)
@@ -139,13 +154,34 @@ class ExpertFlow(CachePolicy):
         lowest, layers = self._lowest_free()
         if not layers:
             return -1
-        if not urgent:
+        starved = self.working < STARVED
+        if urgent:
+            if starved and self.reuses_at_once and self._least_running() < lowest:
+                return -1
+        else:
             layer, expert = divmod(key, self.num_experts)
             if lowest * GAIN >= self._values(layer)[expert]:
+                return -1
+            if starved and not self._worth_its_place(layer, expert, lowest):
                 return -1
         tied = [self._slot_of[layer][self._value[layer] == lowest] for layer in layers]
         slots = tied[0] if len(tied) == 1 else np.concatenate(tied)
         return int(slots[self.slots.order[slots].argmin()]) if len(slots) > 1 else int(slots[0])
+
+    def _least_running(self) -> np.float32:
+        """The lowest value of an expert of the running layer that has arrived and is not yet computed; or infinite."""
+        slots = self._slot_of[self._layer]
+        waiting = (self.slots.state[slots] == READY) & (self.slots.order[slots] == KEPT)
+        return self._values(self._layer)[waiting].min(initial=np.inf)
+
+    def _worth_its_place(self, layer: int, expert: int, lowest: np.float32) -> bool:
+        """Whether an expert should come before it is asked for, in the place of one of value `lowest`."""
+        ahead = layer - self._layer
+        step = 0 if ahead > 0 else 1
+        if step >= len(self._first):
+            return False
+        distance = step * self.num_layers + ahead
+        return bool(self._first[step, layer, expert] * min(1.0, distance * self.hidden) > distance * lowest)
 
     def _lowest_free(self) -> tuple[np.float32, list[int]]:
         """The lowest value of an expert whose slot may be overwritten (infinite if there is none), and its layers."""
