@@ -1,9 +1,9 @@
 """Published MoE models cut down to this machine: their experts, top-k and attention in proportion, random weights.
 
 What a policy sees is kept (experts per layer, top-k, how large an expert is beside attention); width and depth are
-cut so that a step takes milliseconds on a few CPU cores. Each runs as its own family, Switch aside: the recorded routing
-is that of a decoder without an encoder, so its shapes borrow Mixtral's block, with top-1 routing and experts of equal
-bytes. This times the moving of experts, not those models' answers; their routing is replayed (`routes.py`).
+cut so that a step takes milliseconds on a few CPU cores. Each runs as its own family, Switch aside: the recorded
+routing is that of a decoder without an encoder, so its shapes borrow Mixtral's block, with top-1 routing and experts of
+equal bytes. This times the moving of experts, not those models' answers; their routing is replayed (`routes.py`).
 Axes: D model width, F expert width, L MoE layers, E experts, K top-k.
 """
 
