@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-SMALLEST_ROWS = 8
+SMALLEST_ROWS = 4  # measured on CPU with 8 sequences: 11 to 20 % faster than 8, and than 2 where experts are large
 GROUP_SIZES = (8, 4, 2, 1)  # experts per compiled call: few enough calls, few enough compilations
 
 
