@@ -71,6 +71,7 @@ def perturbed(config, seed: int) -> CausalLM:
 
 
 OURS = ["base", "top_1_no_deepstack", "dense_layers", "tied", "no_merge", "stretched"]
+OURS += [case for case in CASES if case.startswith("aria")]
 
 
 @pytest.mark.parametrize("case", [*OURS, *(case for case in CASES if "vision_config" not in CASES[case])])
