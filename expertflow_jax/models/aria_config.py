@@ -15,6 +15,7 @@ from expertflow_jax.models.config_section import Section, decoder_to_hf, read_de
 from expertflow_jax.models.decoder_config import DecoderConfig
 from expertflow_jax.models.experts import ExpertKind
 from expertflow_jax.models.layers import ACTIVATIONS
+from expertflow_jax.models.vision_layout import bucket
 
 TEXT_DEFAULTS = {
     "vocab_size": 32_000,
@@ -112,12 +113,13 @@ class AriaVision:
         largest = max((each for each in sizes if each <= patches), default=0)
         if image_patches in sizes:
             largest = image_patches
-        images = -(-patches // min(sizes))
-        pixels = 2 * patches * self.patch_dim * 4
-        block = largest * (8 * self.hidden_size + 2 * self.intermediate_size)
-        projected = self.learned_queries * (6 * self.hidden_size + 3 * self.out_hidden_size)
-        projected += images * self.learned_queries * self.out_hidden_size
-        return pixels + itemsize * (block + projected) + 3 * largest**2 * 4
+        if not largest:
+            return 0
+        length, images = bucket(largest, 1), bucket(-(-patches // min(sizes)), 1)
+        pixels = 2 * bucket(-(-patches // largest), 1) * length * self.patch_dim * 4
+        block = length * (8 * self.hidden_size + 2 * self.intermediate_size)
+        projected = self.learned_queries * (6 * self.hidden_size + (3 + images) * self.out_hidden_size)
+        return pixels + itemsize * (block + projected) + 3 * length**2 * 4
 
     def pack(
         self, pixel_values: np.ndarray, image_grid_thw: np.ndarray | None, pixel_mask: np.ndarray | None
