@@ -76,6 +76,13 @@ def test_experts_on_disk_give_the_same_bits_and_quantised_ones_are_near():
         assert not model.stats()["lossless"]
 
 
+def test_bfloat16_is_near():
+    inputs, _, arrays = given("image")
+    with load(dtype="bfloat16") as model:
+        first = model.logits(**inputs)[:, :6]  # text and the first tokens of the image; later ones may route elsewhere
+    assert relative_error(first, arrays["logits"][:, :6]) < 0.1
+
+
 def answers(model):
     return model.generate([item.question for item in ITEMS], [item.image for item in ITEMS], max_new_tokens=6)
 

@@ -71,7 +71,8 @@ class PaddedImageProcessor:
           where: the file, for messages.
 
         Raises:
-          InputError: a value is of the wrong kind, or there is no number of tokens for the images' size.
+          InputError: a value is of the wrong kind or not supported, or there is no number of tokens for the images'
+            size.
         """
         readers = {
             "max_image_size": int,
@@ -94,6 +95,9 @@ class PaddedImageProcessor:
                 f"{where}: max_image_size {made.max_image_size} has no number of tokens in size_conversion of "
                 f"processor_config.json, which knows {', '.join(map(str, tokens))}"
             )
+        for key in ("do_rescale", "do_normalize"):
+            if values.get(key, True) is not True:
+                raise InputError(f"{where}: {key} is {values[key]!r}; only true is supported")
         if not 0 < made.min_image_size <= made.max_image_size:
             raise InputError(f"{where}: min_image_size {made.min_image_size} must be from 1 to max_image_size")
         return made

@@ -82,6 +82,7 @@ def test_sizes_to_fit_into():
         ("preprocessor_config.json", {"max_image_size": "large"}, "wrong kind"),
         ("preprocessor_config.json", {"split_resolutions": [490]}, "wrong kind"),
         ("preprocessor_config.json", {"resample": 17}, "wrong kind"),
+        ("preprocessor_config.json", {"do_normalize": False}, "do_normalize"),
         ("processor_config.json", {"size_conversion": [490]}, "wrong kind"),
         ("config.json", {"vision_config": {"patch_size": "x"}}, "wrong kind"),
     ],
