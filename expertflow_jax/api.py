@@ -139,14 +139,17 @@ class OffloadedModel:
         attention_mask: np.ndarray | None = None,
         pixel_values: np.ndarray | None = None,
         image_grid_thw: np.ndarray | None = None,
+        pixel_mask: np.ndarray | None = None,
     ) -> np.ndarray:
         """Logits of every position of right-padded prompts, as Hugging Face's forward gives them.
 
         Args:
           input_ids: int [B, T].
           attention_mask: 0/1 [B, T], ones first; None: no padding.
-          pixel_values: float32 [P, patch_dim] of all images in the order of the prompts.
-          image_grid_thw: int [images, 3].
+          pixel_values: float32 [P, patch_dim] of all images in the order of the prompts, or what else the family's
+            Hugging Face processor gives: [images, 3, height, width] for Aria.
+          image_grid_thw: int [images, 3], with patches.
+          pixel_mask: bool [images, height, width], what is not padding, with whole images.
 
         Returns:
           float32 [B, T, V]; rows of padding are meaningless.
@@ -154,7 +157,7 @@ class OffloadedModel:
         Raises:
           InputError: shapes that do not fit, left padding, or more than the memory plan holds.
         """
-        prompts = self._split(input_ids, attention_mask, pixel_values, image_grid_thw)
+        prompts = self._split(input_ids, attention_mask, pixel_values, image_grid_thw, pixel_mask)
         _, hidden = self._prefill(prompts)
         logits = np.asarray(self._model.stages.head(hidden))
         return logits[: len(prompts), : np.shape(input_ids)[1]]
@@ -165,9 +168,10 @@ class OffloadedModel:
         attention_mask: np.ndarray | None = None,
         pixel_values: np.ndarray | None = None,
         image_grid_thw: np.ndarray | None = None,
+        pixel_mask: np.ndarray | None = None,
     ) -> RoutingTrace:
         """The experts that prompts choose: `.experts` int32 [B, T, L, K], -1 on padding. Arguments as `logits`."""
-        prompts = self._split(input_ids, attention_mask, pixel_values, image_grid_thw)
+        prompts = self._split(input_ids, attention_mask, pixel_values, image_grid_thw, pixel_mask)
         self._session.records = []
         batch, _ = self._prefill(prompts)
         record = self._session.records[0]
@@ -315,11 +319,12 @@ class OffloadedModel:
         patches = sum(len(p.pixel_values) for p in prompts if p.pixel_values is not None)
         vision = self._model.config.vision
         if vision is not None and patches > self._size.patches:
-            images = vision.image_tokens(np.array(patches))
+            grids = [grid for p in prompts if p.image_grid_thw is not None for grid in p.image_grid_thw]
+            images = sum(map(vision.image_tokens, grids))
             wanted = -(-images // self._size.sequences)
             raise InputError(f"the images take {images} tokens; load with max_image_tokens={wanted} or more")
 
-    def _split(self, input_ids, attention_mask, pixel_values, image_grid_thw) -> list[Prompt]:
+    def _split(self, input_ids, attention_mask, pixel_values, image_grid_thw, pixel_mask) -> list[Prompt]:
         """One `Prompt` per row of right-padded arrays."""
         ids = np.asarray(input_ids)
         if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
@@ -328,12 +333,12 @@ class OffloadedModel:
         if mask.shape != ids.shape or (np.diff(mask.astype(int), axis=1) > 0).any() or not mask[:, 0].all():
             raise InputError("attention_mask: want the shape of input_ids, and ones before zeros (pad on the right)")
         rows = [row[valid].astype(np.int32) for row, valid in zip(ids, mask, strict=True)]
-        if image_grid_thw is None or pixel_values is None:
+        if pixel_values is None:
             return [Prompt(own) for own in rows]
         config: Any = self._model.config
         if config.vision is None:
             raise InputError("pixel_values: the model takes no images")
-        grids = np.asarray(image_grid_thw)
+        pixel_values, grids = config.vision.pack(pixel_values, image_grid_thw, pixel_mask)
         prompts, image, patch = [], 0, 0
         for own in rows:
             places = int((own == config.image_token_id).sum())
@@ -345,7 +350,9 @@ class OffloadedModel:
             if patch == begin:
                 prompts.append(Prompt(own))
             else:
-                prompts.append(Prompt(own, np.asarray(pixel_values)[begin:patch], grids[first:image]))
+                prompts.append(Prompt(own, pixel_values[begin:patch], grids[first:image]))
+        if image < len(grids):
+            raise InputError(f"the prompts have places for {image} images, {len(grids)} were given")
         return prompts
 
 

@@ -49,7 +49,10 @@ def padded(model: LoadedModel | CausalLM, arrays: Arrays) -> PromptBatch:
     if "encoder_lengths" in arrays:
         rows = zip(arrays["input_ids"], arrays["lengths"], arrays["encoder_lengths"], strict=True)
         return pad_prompts(config, [Prompt(ids[:n].astype(np.int32), encoder_tokens=int(own)) for ids, n, own in rows])
-    grids, pixels = arrays["image_grid_thw"], arrays["pixel_values"]
+    grids = pixels = np.zeros((0, 3))
+    if config.vision is not None:
+        given = [arrays.get(name) for name in ("pixel_values", "image_grid_thw", "pixel_mask")]
+        pixels, grids = config.vision.pack(*given)
     prompts, image, patch = [], 0, 0
     for row, length in zip(arrays["input_ids"], arrays["lengths"], strict=True):
         ids = row[:length].astype(np.int32)

@@ -3,8 +3,10 @@
 import dataclasses
 from typing import Any
 
-from expertflow_jax.checkpoints import mixtral, olmoe, qwen2_moe, qwen3_moe, qwen3_vl_moe, switch_transformers
+from expertflow_jax.checkpoints import aria, mixtral, olmoe, qwen2_moe, qwen3_moe, qwen3_vl_moe, switch_transformers
 from expertflow_jax.checkpoints.names import DecoderNames
+from expertflow_jax.models.aria import Aria
+from expertflow_jax.models.aria_config import AriaConfig
 from expertflow_jax.models.causal_lm import CausalLM, ModelConfig
 from expertflow_jax.models.mixtral import MixtralConfig
 from expertflow_jax.models.olmoe import OlmoeConfig
@@ -38,6 +40,7 @@ FAMILIES: dict[str, Family] = {
         Family(Qwen2MoeConfig, CausalLM, qwen2_moe.NAMES),
         Family(Qwen3MoeConfig, CausalLM, qwen3_moe.NAMES),
         Family(Qwen3VLMoeConfig, Qwen3VLMoe, qwen3_vl_moe.NAMES),
+        Family(AriaConfig, Aria, aria.NAMES),
         Family(SwitchConfig, SwitchTransformers, switch_transformers.NAMES),
     )
 }

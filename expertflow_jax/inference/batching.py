@@ -27,7 +27,7 @@ class Prompt:
     """One encoded prompt, as a Hugging Face processor makes it."""
 
     input_ids: np.ndarray  # int32 [T]
-    pixel_values: np.ndarray | None = None  # float32 [P, C * temporal * patch * patch]
+    pixel_values: np.ndarray | None = None  # float32 [P, patch_dim]
     image_grid_thw: np.ndarray | None = None  # int [images, 3]
     encoder_tokens: int | None = None  # the first of input_ids that an encoder reads; the decoder reads the others
 

@@ -85,7 +85,7 @@ def workspace_bytes(config: ModelConfig, size: RequestSize, itemsize: int) -> in
     if config.vision is None:
         return 2 * language
     vision = config.vision
-    embedded = (2 + vision.feature_levels) * vision.image_tokens(np.array(size.patches)) * d
+    embedded = (2 + vision.feature_levels) * vision.most_tokens(size.patches) * d
     tower = vision.activation_bytes(size.patches, size.image_patches, itemsize)
     return 2 * (max(language, tower) + itemsize * embedded)
 

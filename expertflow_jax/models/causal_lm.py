@@ -35,11 +35,23 @@ class VisionSizes(Protocol):
     def image_tokens(self, grid: np.ndarray) -> int:
         """Tokens of an image of `grid` patches in time, height and width."""
 
+    def most_tokens(self, patches: int) -> int:
+        """Tokens that so many patches become at most."""
+
     def most_patches(self, image_tokens: int) -> int:
         """Patches that so many image tokens stand for at most."""
 
     def activation_bytes(self, patches: int, image_patches: int, itemsize: int) -> int:
         """An upper bound for the vision stage on `patches` in all, `image_patches` of the largest image."""
+
+    def pack(
+        self, pixel_values: np.ndarray, image_grid_thw: np.ndarray | None, pixel_mask: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the family's Hugging Face processor gives, as patches [P, patch_dim] and grids [images, 3].
+
+        Raises:
+          InputError: something is missing, or the family has no use for it.
+        """
 
 
 class ModelConfig(Protocol):

@@ -8,6 +8,7 @@ from expertflow_jax.models.decoder_config import DecoderConfig
 from expertflow_jax.models.rope_scaling import KEYS, RopeScaling
 
 _REQUIRED = {"low_freq_factor", "high_freq_factor"}
+_WIDTH = "moe_intermediate_size"
 
 
 class Section:
@@ -74,8 +75,9 @@ def read_decoder(section: Section, **family: Any) -> DecoderConfig:
 
     Args:
       section: of config.json.
-      family: fields of `DecoderConfig` that the family reads in its own way (`moe_intermediate_size` if under another
-        name, `qk_norm`, ...); `rope_theta`, `rms_norm_eps` and `max_position_embeddings` are its defaults.
+      family: fields of `DecoderConfig` that the family reads in its own way (`num_experts`, `moe_intermediate_size` if
+        under another name, `qk_norm`, ...); `rope_theta`, `rms_norm_eps` and `max_position_embeddings` are its
+        defaults.
 
     Raises:
       InputError: naming the key that is missing, of the wrong type or not supported.
@@ -91,16 +93,16 @@ def read_decoder(section: Section, **family: Any) -> DecoderConfig:
         "num_attention_heads": heads,
         "num_key_value_heads": section.whole("num_key_value_heads", heads),
         "head_dim": section.whole("head_dim", max(1, width // heads)),
-        "num_experts": section.whole("num_local_experts" if "num_local_experts" in section.values else "num_experts"),
-        "num_experts_per_tok": section.whole("num_experts_per_tok"),
         "hidden_act": str(section.get("hidden_act", "silu")),
         "rms_norm_eps": section.number("rms_norm_eps", eps),
         "rope_theta": rope.number("rope_theta", section.number("rope_theta", family.pop("rope_theta", 10_000.0))),
         "rope_scaling": _rope_scaling(rope, section.whole("original_max_position_embeddings", 0, least=0), context),
         "max_position_embeddings": context,
     }
-    if "moe_intermediate_size" not in family:
-        values["moe_intermediate_size"] = section.whole("moe_intermediate_size")
+    experts = "num_local_experts" if "num_local_experts" in section.values else "num_experts"
+    for field, key in (("num_experts", experts), *((name, name) for name in ("num_experts_per_tok", _WIDTH))):
+        if field not in family:
+            values[field] = section.whole(key)
     return DecoderConfig(**(values | family))
 
 

@@ -43,6 +43,10 @@ class VisionConfig:
         """Tokens of an image of `grid` patches in time, height and width."""
         return int(np.prod(grid)) // self.spatial_merge_size**2
 
+    def most_tokens(self, patches: int) -> int:
+        """Tokens that so many patches become."""
+        return patches // self.spatial_merge_size**2
+
     def most_patches(self, image_tokens: int) -> int:
         """Patches that so many image tokens stand for."""
         return image_tokens * self.spatial_merge_size**2
@@ -51,6 +55,14 @@ class VisionConfig:
         """One block's activations of all patches, and attention within the largest image in float32."""
         tower = patches * (2 * self.patch_dim + 6 * self.hidden_size + 2 * self.intermediate_size)
         return itemsize * tower + 2 * patches * image_patches * self.num_heads * 4
+
+    def pack(
+        self, pixel_values: np.ndarray, image_grid_thw: np.ndarray | None, pixel_mask: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Patches as they are; raises InputError without grids, or with a mask."""
+        if image_grid_thw is None or pixel_mask is not None:
+            raise InputError("pixel_values: the model takes them with image_grid_thw, and without pixel_mask")
+        return np.asarray(pixel_values), np.asarray(image_grid_thw)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from expertflow_jax.models.qwen3_vl_config import VisionConfig
 
 
-def _bucket(count: int, multiple: int) -> int:
+def bucket(count: int, multiple: int) -> int:
     """`count` rounded up to a multiple of an eighth of the next power of two, and of `multiple`."""
     step = max(1, (1 << max(count - 1, 1).bit_length()) // 8)
     step = -(-step // multiple) * multiple
@@ -78,7 +78,7 @@ def vision_inputs(
         raise InputError(
             f"pixel_values has shape {pixel_values.shape}, image_grid_thw asks for {(sum(counts), config.patch_dim)}"
         )
-    size, per_frame = _bucket(len(frames), 1), _bucket(max(counts), merge**2)
+    size, per_frame = bucket(len(frames), 1), bucket(max(counts), merge**2)
     pixels = np.zeros((size, per_frame, config.patch_dim), np.float32)
     where: dict[str, np.ndarray] = {
         "table": np.zeros((size, per_frame, 4), np.int32),
@@ -86,7 +86,7 @@ def vision_inputs(
         "row_col": np.zeros((size, per_frame, 2), np.int32),
         "valid": np.zeros((size, per_frame), bool),
     }
-    tokens = np.zeros(_bucket(sum(counts) // merge**2, 1), np.int32)
+    tokens = np.zeros(bucket(sum(counts) // merge**2, 1), np.int32)
     done = placed = 0
     for i, (frame, count) in enumerate(zip(frames, counts, strict=True)):
         pixels[i, :count] = pixel_values[done : done + count]

@@ -117,6 +117,10 @@ class ImageProcessor:
         except (TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{where}: a value is of the wrong kind ({error})") from error
 
+    def tokens(self, grids: np.ndarray) -> int:
+        """Tokens of an image of grid int [3]."""
+        return int(grids.prod()) // self.merge_size**2
+
     def __call__(self, source: Any) -> tuple[np.ndarray, np.ndarray]:
         """Patches float32 [P, channels * temporal * patch ** 2] and int64 [3], patches in time, height and width."""
         image = open_image(source)

@@ -15,7 +15,9 @@ from tokenizers import Tokenizer
 
 from expertflow_jax.checkpoints.files import read_json
 from expertflow_jax.errors import InputError
+from expertflow_jax.models.aria_config import VISION_DEFAULTS
 from expertflow_jax.processing.images import ImageProcessor
+from expertflow_jax.processing.padded_images import PaddedImageProcessor
 from expertflow_jax.processing.templates import compile_template
 
 
@@ -45,7 +47,7 @@ class Processor:
         self,
         tokenizer: Tokenizer,
         template: str | None,
-        images: ImageProcessor | None,
+        images: ImageProcessor | PaddedImageProcessor | None,
         image_token: str | None,
         eos_token_ids: tuple[int, ...],
         special_tokens: Mapping[str, str],
@@ -76,9 +78,9 @@ class Processor:
             raise InputError(f"{file}: damaged ({error}); download it again") from error
         settings = _optional(path / "tokenizer_config.json")
         config = _optional(path / "config.json")
-        images = _image_processor(path)
+        images = _image_processor(path, config)
         image_token = None
-        if (token_id := config.get("image_token_id")) is not None:
+        if (token_id := config.get("image_token_id", config.get("image_token_index"))) is not None:
             image_token = tokenizer.id_to_token(int(token_id))
         special = {
             key: value["content"] if isinstance(value, dict) else value
@@ -136,11 +138,10 @@ class Processor:
         if self._images is None or self._image_token is None:
             raise InputError(f"{self._where}: no preprocessor_config.json; this model takes no images")
         made = [self._images(image) for image in images]
-        merged = self._images.merge_size**2
         first, *rest = text.split(self._image_token)
         for (_, grid), following in zip(made, rest, strict=True):
-            first += self._image_token * (int(grid.prod()) // merged) + following
-        grids = np.stack([grid for _, grid in made])
+            first += self._image_token * self._images.tokens(grid) + following
+        grids = np.concatenate([grid.reshape(-1, 3) for _, grid in made])
         return Inputs(self._ids(first, add_special_tokens), np.concatenate([patches for patches, _ in made]), grids)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -155,13 +156,21 @@ def _optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _image_processor(path: Path) -> ImageProcessor | None:
-    """preprocessor_config.json, or its place in the processor_config.json that transformers 5 writes."""
-    file = path / "preprocessor_config.json"
+def _image_processor(path: Path, config: Mapping[str, Any]) -> ImageProcessor | PaddedImageProcessor | None:
+    """preprocessor_config.json, or its place in the processor_config.json that transformers 5 writes.
+
+    Args:
+      config: config.json; the vision tower's patch size is there alone.
+    """
+    file, other = path / "preprocessor_config.json", _optional(path / "processor_config.json")
     values = _optional(file)
     if not values:
         file = path / "processor_config.json"
-        values = _optional(file).get("image_processor", {})
+        values = other.get("image_processor", {})
+    if values and (config.get("model_type") == "aria" or str(values.get("image_processor_type")).startswith("Aria")):
+        vision = config.get("vision_config") or {}
+        size = vision.get("patch_size", VISION_DEFAULTS["patch_size"])
+        return PaddedImageProcessor.from_config(values, size, other.get("size_conversion"), str(file))
     return ImageProcessor.from_config(values, str(file)) if values else None
 
 

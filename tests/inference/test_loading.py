@@ -130,7 +130,7 @@ def test_a_plan_needs_no_weights(tmp_path, name, options):
     assert described == loaded, values.get("dtype")
 
 
-@pytest.mark.parametrize(("name", "experts"), [("qwen3_vl_30b_a3b", 6144), ("mixtral_8x7b", 256)])
+@pytest.mark.parametrize(("name", "experts"), [("qwen3_vl_30b_a3b", 6144), ("mixtral_8x7b", 256), ("aria", 1792)])
 def test_full_size_models_fit_three_cards(name, experts):
     slots = []
     for expert_dtype in (None, "int4"):

@@ -6,10 +6,10 @@ Runs in an environment of its own (see make_reference_env.sh), never beside the 
     reference.py run MODEL IN.npz OUT.npz  loads a checkpoint that someone else wrote, runs the batches of IN
     reference.py goldens OUT               the committed part: GOLDENS, in OUT (tests/goldens)
 
-Arrays of each batch, named "batch/array", all padded right: input_ids [B, T], lengths [B], pixel_values,
-image_grid_thw (both empty without images), positions [3, B, T], next_position [B], logits [B, T, V], router_logits
-[B, L, T, E], expert_ids [B, L, T, K]; and of greedy decoding with a cache over G steps: tokens [B, G], step_logits
-[B, G, V], step_expert_ids [B, L, G - 1, K].
+Arrays of each batch, named "batch/array", all padded right: input_ids [B, T], lengths [B], pixel_values with
+image_grid_thw or (Aria) pixel_mask (empty without images), positions [3, B, T], next_position [B], logits [B, T, V],
+router_logits [B, L, T, E], expert_ids [B, L, T, K]; and of greedy decoding with a cache over G steps: tokens [B, G],
+step_logits [B, G, V], step_expert_ids [B, L, G - 1, K].
 
 An encoder-decoder's batches have encoder_lengths [B] too: input_ids are the prompt, then START_TOKENS tokens of the
 decoder (the start token first), lengths count both, L the encoder's MoE layers, then the decoder's. Where a token does
@@ -52,10 +52,14 @@ def random_model(case: str) -> torch.nn.Module:
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 1:
                 parameter.copy_(0.3 * noise + (0.0 if name.endswith("bias") else 1.0))
-            elif ("embed" in name or "shared" in name) and "proj" not in name:
+            elif ("embed" in name or "shared" in name) and "proj" not in name and "patch" not in name:
                 parameter.copy_(noise)
             else:
-                scale = 2.0 if any(part in name for part in ("gate.weight", "lm_head", "classifier")) else 1.0
+                scale = (
+                    2.0
+                    if any(part in name for part in ("gate.weight", "router.weight", "lm_head", "classifier"))
+                    else 1.0
+                )
                 parameter.copy_(scale * noise / parameter[0].numel() ** 0.5)
     return model
 
@@ -163,8 +167,7 @@ def run_batch(
     model: torch.nn.Module,
     routes: Routes,
     ids: list[np.ndarray],
-    pixels: np.ndarray,
-    grid: np.ndarray,
+    images: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
     """One batch, padded left as transformers' generation wants it; the arrays come back padded right."""
     if model.config.is_encoder_decoder:
@@ -178,11 +181,11 @@ def run_batch(
         padded[row, width - len(tokens) :] = tokens
         mask[row, width - len(tokens) :] = 1
     inputs = {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(mask)}
+    if len(images["pixel_values"]):
+        inputs |= {name: torch.tensor(array) for name, array in images.items()}
     if hasattr(model.model, "get_rope_index"):
         kinds = torch.tensor((padded == model.config.image_token_id).astype(np.int64))
         inputs["mm_token_type_ids"] = kinds
-        if len(grid):
-            inputs |= {"pixel_values": torch.tensor(pixels), "image_grid_thw": torch.tensor(grid)}
         positions, delta = model.model.get_rope_index(
             inputs["input_ids"], kinds, inputs.get("image_grid_thw"), None, inputs["attention_mask"]
         )
@@ -217,8 +220,7 @@ def run_batch(
     return {
         "input_ids": right(padded, 1),
         "lengths": lengths,
-        "pixel_values": pixels,
-        "image_grid_thw": grid,
+        **images,
         "positions": np.stack([right(part, 1) for part in positions.numpy()]),
         "next_position": next_position,
         "logits": right(prefill.logits.numpy(), 1),
@@ -259,8 +261,9 @@ def run(checkpoint: Path, source: Path, out: Path) -> None:
         if model.config.is_encoder_decoder:
             lengths = given[f"{batch}/encoder_lengths"]
         rows = [row[:length] for row, length in zip(ids, lengths, strict=True)]
-        images = [given.get(f"{batch}/{name}") for name in ("pixel_values", "image_grid_thw")]
-        found = run_batch(model, routes, rows, *images)
+        names = ("pixel_values", "image_grid_thw", "pixel_mask")
+        images = {name: given[f"{batch}/{name}"] for name in names if f"{batch}/{name}" in given.files}
+        found = run_batch(model, routes, rows, images)
         arrays |= {f"{batch}/{name}": array for name, array in found.items()}
     np.savez_compressed(out, **arrays)
 

@@ -100,6 +100,21 @@ def _switch(**changes: Any) -> dict[str, Any]:
     return {"model_type": "switch_transformers"} | sizes | layers | sparse | tokens | changes
 
 
+def _aria(text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """A text model's sizes behind another tower; two sizes of images, the larger in the batch "image"."""
+    sizes = {key: value for key, value in _PLAIN.items() if key != "num_experts_per_tok"}
+    experts = {"intermediate_size": 12, "moe_num_experts": 8, "moe_topk": 2, "moe_num_shared_experts": 2}
+    tower = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 3, "num_attention_heads": 2}
+    tower |= {"image_size": 24, "patch_size": 4}
+    return {
+        "model_type": "aria",
+        "text_config": {"model_type": "aria_text"} | sizes | experts | (text or {}),
+        "vision_config": {"model_type": "idefics3_vision"} | tower | (vision or {}),
+        "projector_patch_to_query_dict": {"9": 3, "36": 5},
+        "image_token_index": IMAGE,
+    } | changes
+
+
 def _rope(theta: float, section: list[int]) -> dict[str, Any]:
     return {"rope_parameters": _TEXT["rope_parameters"] | {"rope_theta": theta, "mrope_section": section}}
 
@@ -230,6 +245,39 @@ CASES: dict[str, dict[str, Any]] = {
         layer_norm_epsilon=1e-3,
         decoder_start_token_id=3,
     ),
+    "aria": _aria(),
+    "aria_top_1_tied": _aria(
+        {"moe_topk": 1, "moe_num_shared_experts": 1, "num_key_value_heads": 4, "hidden_act": "gelu"},
+        vision_feature_layer=-2,
+        tie_word_embeddings=True,
+    ),
+    "aria_shared_3": _aria(
+        {
+            "moe_num_experts": 16,
+            "moe_topk": 3,
+            "moe_num_shared_experts": 3,
+            "attention_bias": True,
+            "rms_norm_eps": 1e-3,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500_000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        },
+        {"hidden_act": "gelu", "layer_norm_eps": 1e-3},
+        vision_feature_layer=1,
+        max_value_projector_patch_to_query_dict=7,
+    ),
+    # 19 positions to a side: patches fall on boundaries between them, where rounding decides. Images are larger than
+    # the table.
+    "aria_boundaries": _aria(
+        {"num_hidden_layers": 2, "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e6}},
+        {"image_size": 19, "patch_size": 1, "num_hidden_layers": 1, "num_attention_heads": 4},
+        projector_patch_to_query_dict={"361": 1, "484": 6},
+    ),
     "switch_dense_decoder": _switch(num_sparse_decoder_layers=0, expert_capacity=1, num_layers=6, d_kv=5),
 }
 
@@ -243,6 +291,7 @@ GOLDENS = {
     "qwen2_moe_window": ["ragged"],
     "qwen3_moe_stretched": ["ragged"],
     "switch_small_capacity": ["ragged"],
+    "aria": ["image", "ragged"],
 }
 
 # A prompt is a list of parts: a number of words, or the grid of an image in image tokens (frames, rows, columns).
@@ -259,27 +308,52 @@ def batches_of(case: str) -> list[str]:
     return [name for name in BATCHES if sees or name != "image"]
 
 
-def prompts(config: dict[str, Any], batch: str, seed: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Token ids of each prompt, pixel values float32 [P, patch_dim] and grids int64 [images, 3] (P and images may be
-    0). A model that does not see reads five words in place of an image."""
+def prompts(config: dict[str, Any], batch: str, seed: int) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+    """Token ids of each prompt, and the arrays of all images as the family's processor names them, of any number of
+    images, 0 too. A model that does not see reads five words in place of an image."""
     rng = np.random.default_rng(seed)
-    vision = config.get("vision_config")
-    merge, patch_dim = 1, 0
-    if vision is not None:
-        merge = vision["spatial_merge_size"]
-        patch_dim = 3 * vision["temporal_patch_size"] * vision["patch_size"] ** 2
+    sees = "vision_config" in config
+    tokens_of = _aria_tokens(config, batch) if config["model_type"] == "aria" else np.prod
     vocabulary = config.get("text_config", config)["vocab_size"]
     ids, grids = [], []
     for parts in BATCHES[batch]:
         tokens: list[int] = []
         for part in parts:
-            if isinstance(part, int) or vision is None:
+            if isinstance(part, int) or not sees:
                 tokens += rng.integers(FIRST_WORD, vocabulary, part if isinstance(part, int) else 5).tolist()
             else:
-                frames, rows, columns = part
-                tokens += [START, *[IMAGE] * (frames * rows * columns), END]
-                grids.append((frames, rows * merge, columns * merge))
+                tokens += [START, *[IMAGE] * int(tokens_of(part)), END]
+                grids.append(part)
         ids.append(np.array(tokens, np.int64))
-    grid = np.array(grids, np.int64).reshape(-1, 3)
+    if config["model_type"] == "aria":
+        return ids, _aria_images(config, batch, grids, rng)
+    merge, patch_dim = 1, 0
+    if sees:
+        vision = config["vision_config"]
+        merge = vision["spatial_merge_size"]
+        patch_dim = 3 * vision["temporal_patch_size"] * vision["patch_size"] ** 2
+    grid = np.array(grids, np.int64).reshape(-1, 3) * [1, merge, merge]
     pixels = rng.normal(size=(int(grid.prod(axis=1).sum()), patch_dim)).astype(np.float32)
-    return ids, pixels, grid
+    return ids, {"pixel_values": pixels, "image_grid_thw": grid}
+
+
+def _aria_size(config: dict[str, Any], batch: str) -> tuple[int, int]:
+    """Patches and tokens of the images of a batch: the most, or the least that the model knows."""
+    sizes = sorted((int(patches), tokens) for patches, tokens in config["projector_patch_to_query_dict"].items())
+    return sizes[-1 if batch == "image" else 0]
+
+
+def _aria_tokens(config: dict[str, Any], batch: str) -> Any:
+    """A part of a prompt to its tokens: frames are crops of one image."""
+    return lambda part: part[0] * _aria_size(config, batch)[1]
+
+
+def _aria_images(config: dict[str, Any], batch: str, parts: list[Any], rng: np.random.Generator) -> dict:
+    """Squares, padded where rows or columns are fewer, not always by whole patches."""
+    side = round(_aria_size(config, batch)[0] ** 0.5) * config["vision_config"]["patch_size"]
+    crops = [part[1:] for part in parts for _ in range(part[0])]
+    mask = np.zeros((len(crops), side, side), bool)
+    for seen, (rows, columns) in zip(mask, crops, strict=True):
+        longer = max(rows, columns)
+        seen[: -(-side * rows // longer), : -(-side * columns // longer)] = True
+    return {"pixel_values": rng.normal(size=(len(crops), 3, side, side)).astype(np.float32), "pixel_mask": mask}

@@ -74,21 +74,25 @@ class ImageProcessorOnly(Qwen3VLProcessor):
         return type(argument)
 
 
-def small_processor() -> Qwen3VLProcessor:
+def small_tokenizer(special: list[str], **settings: str) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=320,
-        special_tokens=SPECIAL,
+        special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=TEMPLATE
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", **settings
     )
+
+
+def small_processor() -> Qwen3VLProcessor:
+    fast = small_tokenizer(SPECIAL, chat_template=TEMPLATE)
     return ImageProcessorOnly(Qwen2VLImageProcessorPil(**IMAGE_SETTINGS), fast, None, chat_template=TEMPLATE)
 
 

@@ -13,6 +13,7 @@ from flax import nnx
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from model_parity import batches, check_checkpoint, check_forward, check_positions, check_session
+from padded_processor_parity import check_padded_conversations
 from processor_parity import check_conversations
 from reference_cases import CASES, batches_of
 
@@ -71,6 +72,7 @@ def perturbed(config, seed: int) -> CausalLM:
 
 
 OURS = ["base", "top_1_no_deepstack", "dense_layers", "tied", "no_merge", "stretched"]
+OURS += [case for case in CASES if case.startswith("aria")]
 
 
 @pytest.mark.parametrize("case", [*OURS, *(case for case in CASES if "vision_config" not in CASES[case])])
@@ -92,6 +94,12 @@ def test_their_processor(tmp_path, settings):
     model = [trained] if settings != "small" else []
     reference(tmp_path, *model, script="reference_processor.py")
     assert check_conversations(Processor.from_directory(model[0] if model else tmp_path), tmp_path) == 19
+
+
+def test_their_processor_of_padded_images(tmp_path):
+    reference(tmp_path / "theirs", 7, script="reference_padded_processor.py")
+    images = tmp_path / "theirs" / "images"
+    assert check_padded_conversations(tmp_path / "theirs", images, 7, tmp_path / "scratch") == 33
 
 
 def test_the_trained_model_in_transformers(tmp_path):
