@@ -225,8 +225,8 @@ class OffloadedModel:
         Raises:
           InputError: no tokenizer in the checkpoint, a prompt that is too long, or an image that is none.
         """
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens: {max_new_tokens} is below 1")
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise InputError(f"max_new_tokens: {max_new_tokens!r} should be a whole number of at least 1")
         processor = self._model.processor
         encoded = encode_prompts(processor, str(self._model.path), prompts, images)
         encoded = behind_encoder(self._model.config, encoded, decoder_input_ids)

@@ -153,6 +153,7 @@ def test_a_missing_model_is_named():
         ({"prompts": []}, "no prompts"),
         ({"prompts": ["a", "b"], "images": [None]}, "1 images for 2 prompts"),
         ({"prompts": "a", "max_new_tokens": 0}, "max_new_tokens"),
+        ({"prompts": "a", "max_new_tokens": 2.5}, "max_new_tokens"),
         ({"prompts": "a " * 200}, "max_tokens"),
         ({"prompts": "a", "images": ["/nowhere.png"]}, "/nowhere.png"),
         ({"prompts": np.zeros((2, 3))}, "integers"),

@@ -198,13 +198,14 @@ def _template(path: Path, settings: Mapping[str, Any]) -> str | None:
 
 
 def end_token_ids(path: Path, tokenizer: Tokenizer | None = None, eos_token: str | None = None) -> tuple[int, ...]:
-    """Tokens that end an answer: by generation_config.json, then the tokenizer's, then config.json, as transformers
-    looks."""
-    found, config = _optional(path / "generation_config.json").get("eos_token_id"), _optional(path / "config.json")
-    if found is None and tokenizer is not None and eos_token is not None:
-        found = tokenizer.token_to_id(eos_token)
-    if found is None:
-        found = config.get("eos_token_id", config.get("text_config", {}).get("eos_token_id"))
-    if found is None:
-        return ()
-    return tuple(int(i) for i in found) if isinstance(found, list) else (int(found),)
+    """Tokens that end an answer: by generation_config.json or config.json, where transformers looks, else the
+    tokenizer's."""
+    config = _optional(path / "config.json")
+    section = config.get("text_config")
+    for values in (_optional(path / "generation_config.json"), config, section if isinstance(section, dict) else {}):
+        found = values.get("eos_token_id")
+        ids = found if isinstance(found, list) else [found]
+        if found is not None and all(isinstance(i, int) for i in ids):
+            return tuple(ids)
+    token = tokenizer.token_to_id(eos_token) if tokenizer is not None and eos_token is not None else None
+    return () if token is None else (token,)

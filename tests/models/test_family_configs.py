@@ -198,6 +198,7 @@ def test_every_variation_is_read_from_the_config():
         ("qwen2_moe", "shared_expert_intermediate_size", "wide"),
         ("qwen3_moe", "mlp_only_layers", [0, 1, 2]),
         ("qwen3_moe", "rope_type", {"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}),
+        ("qwen3_moe", "rope_type", {"rope_parameters": {"rope_type": ["yarn"]}}),
         ("qwen3_moe", "factor", {"rope_parameters": {"rope_type": "yarn"}}),
         ("qwen3_moe", "low_freq_factor", {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}),
         (
