@@ -115,6 +115,10 @@ class SwitchConfig(CausalLMConfig):
         )
         _validate(text)
         start = section.whole("decoder_start_token_id", section.whole("pad_token_id", 0))
+        if start >= text.vocab_size:
+            raise InputError(
+                f"config.json: decoder_start_token_id: {start} is outside the vocabulary of {text.vocab_size}"
+            )
         return cls(text, section.flag("tie_word_embeddings", True), start)
 
     def stack_positions(self, encoder_lengths: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:

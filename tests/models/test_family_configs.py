@@ -214,6 +214,7 @@ def test_every_variation_is_read_from_the_config():
         ("switch", "expert_capacity", 0),
         ("switch", "num_sparse_encoder_layers", 5),
         ("switch", "decoder_sparse_step", 0),
+        ("switch", "decoder_start_token_id", 48),
         ("switch", "relative_attention_max_distance", 16),
         (
             "switch",
