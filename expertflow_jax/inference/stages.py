@@ -51,10 +51,12 @@ class Stages:
         self.is_moe = [layer.is_moe for layer in layers]
         self.moe_layers = [i for i, moe in enumerate(self.is_moe) if moe]
         self.layer_states = []
-        placed: dict[int, jax.Array] = {}  # by array: what layers share (Switch's position biases) is there once
+        placed: dict[int, tuple[Any, jax.Array]] = {}  # what layers share (Switch's position biases) is there once
 
         def place(array: Any) -> jax.Array:
-            return placed.setdefault(id(array), jax.device_put(array, device))
+            if id(array) not in placed:  # the array is kept too, so that no other has its id
+                placed[id(array)] = array, jax.device_put(array, device)
+            return placed[id(array)][1]
 
         compiled: dict[Any, LayerStages] = {}  # by structure
         self.layer_stages = []
@@ -69,7 +71,7 @@ class Stages:
         trunk_def, trunk = nnx.split(module)
         module.layers = nnx.List(layers)
         self.trunk = jax.tree.map(place, trunk)
-        self.dense_bytes = sum(array.nbytes for array in placed.values())
+        self.dense_bytes = sum(array.nbytes for _, array in placed.values())
         text = self.config.text
         self.dtype = module.dtype
         self._use(text.expert_layout(module.dtype))

@@ -157,8 +157,7 @@ def check_messages(messages: Any, where: str) -> None:
     for row in rows:
         if not isinstance(row, Mapping) or not isinstance(row.get("role"), str) or not _is_content(row):
             raise InputError(
-                f'{where}: want objects with "role" and "content", which is text or a list of items with "type"; '
-                f"got {str(row)[:80]}"
+                f'{where}: want objects with "role" and "content", text or a list of objects; got {str(row)[:80]}'
             )
     if not rows:
         raise InputError(f"{where}: want a conversation, a list of messages with at least one")
@@ -167,7 +166,7 @@ def check_messages(messages: Any, where: str) -> None:
 def _is_content(message: Mapping[str, Any]) -> bool:
     content = message.get("content")
     if isinstance(content, list | tuple) and content:
-        return all(isinstance(item, Mapping) and isinstance(item.get("type"), str) for item in content)
+        return all(isinstance(item, Mapping) for item in content)
     return isinstance(content, str) or (content is None and bool(message.get("tool_calls")))
 
 
