@@ -12,6 +12,9 @@ from expertflow_jax.models.causal_lm import ModelConfig
 TABLES = {"embed_tokens": "encoder.embed_tokens.weight", "decoder_embed_tokens": "decoder.embed_tokens.weight"}
 SHARED = "shared.weight"
 ONE_TABLE = (SHARED, *TABLES.values(), "lm_head.weight")  # what a single table may be stored as, often as all of them
+UNREAD = (
+    "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"  # of old files; cross-attention has none
+)
 
 
 def _block(layer: int, encoder_layers: int) -> tuple[str, int]:
@@ -74,7 +77,7 @@ class SwitchNames(DecoderNames):
         return SwitchNames((SwitchExperts(layers),), encoder_layers=layers, tables=tuple(tables.items()))
 
     def spare(self, config: ModelConfig) -> set[str]:
-        return super().spare(config) | {SHARED, *TABLES.values()}
+        return super().spare(config) | {SHARED, *TABLES.values(), UNREAD}
 
     def copies(self, config: ModelConfig) -> dict[str, str]:
         """transformers 5 wants the shared table, which it does not read, beside two of its own."""
