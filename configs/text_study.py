@@ -4,8 +4,9 @@
         --config.data_dir=DATA --config.costs=FILE --workdir=OUT
 
 DATA/text/val.jsonl holds one {"text": "..."} (or {"input_ids": [...]}) per line, or val.txt a document. `accuracy` is
-the share of tokens that the model foretells; `perplexity` stands beside it. Costs come from eval.calibrate; with
---config.clock=real none are needed, and times are this machine's.
+the share of tokens that the model foretells; `perplexity` stands beside it. An encoder-decoder reads the first half of
+each sequence and foretells the second. Costs come from eval.calibrate; with --config.clock=real none are needed, and
+times are this machine's.
 """
 
 import ml_collections

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.inference.batching import Prompt, PromptBatch, for_stacks, pad_prompts
+from expertflow_jax.inference.batching import Prompt, PromptBatch, behind_encoder, pad_prompts
 from expertflow_jax.inference.chat import Message, encode_prompts
 from expertflow_jax.inference.forecasting import Forecaster, NoForecast, PredictedForecast
 from expertflow_jax.inference.generation import Generated, generate_batch
@@ -137,6 +137,7 @@ class OffloadedModel:
         self,
         input_ids: np.ndarray,
         attention_mask: np.ndarray | None = None,
+        decoder_input_ids: np.ndarray | None = None,
         pixel_values: np.ndarray | None = None,
         image_grid_thw: np.ndarray | None = None,
         pixel_mask: np.ndarray | None = None,
@@ -146,37 +147,49 @@ class OffloadedModel:
         Args:
           input_ids: int [B, T].
           attention_mask: 0/1 [B, T], ones first; None: no padding.
+          decoder_input_ids: int [B, T'], what the decoder of an encoder-decoder reads (pad on the right); None: its
+            start token alone.
           pixel_values: float32 [P, patch_dim] of all images in the order of the prompts, or what else the family's
             Hugging Face processor gives: [images, 3, height, width] for Aria.
           image_grid_thw: int [images, 3], with patches.
           pixel_mask: bool [images, height, width], what is not padding, with whole images.
 
         Returns:
-          float32 [B, T, V]; rows of padding are meaningless.
+          float32 [B, T, V], of an encoder-decoder [B, T', V]; rows of padding are meaningless.
 
         Raises:
-          InputError: shapes that do not fit, left padding, or more than the memory plan holds.
+          InputError: shapes that do not fit, left padding, tokens outside the vocabulary, or more than the memory plan
+            holds.
         """
-        prompts = self._split(input_ids, attention_mask, pixel_values, image_grid_thw, pixel_mask)
-        _, hidden = self._prefill(prompts)
-        logits = np.asarray(self._model.stages.head(hidden))
-        return logits[: len(prompts), : np.shape(input_ids)[1]]
+        prompts = self._split(input_ids, attention_mask, decoder_input_ids, pixel_values, image_grid_thw, pixel_mask)
+        batch, hidden = self._prefill(prompts)
+        first = np.zeros_like(batch.lengths) if batch.encoder_lengths is None else batch.encoder_lengths
+        width = np.shape(input_ids)[1] if batch.encoder_lengths is None else int((batch.lengths - first).max())
+        # One position of all prompts at a time: logits of B rows are what the memory plan holds.
+        logits = [self._session.last_logits(hidden, first + place + 1) for place in range(width)]
+        return np.stack(logits, axis=1)[: len(prompts)]
 
     def routing_trace(
         self,
         input_ids: np.ndarray,
         attention_mask: np.ndarray | None = None,
+        decoder_input_ids: np.ndarray | None = None,
         pixel_values: np.ndarray | None = None,
         image_grid_thw: np.ndarray | None = None,
         pixel_mask: np.ndarray | None = None,
     ) -> RoutingTrace:
-        """The experts that prompts choose: `.experts` int32 [B, T, L, K], -1 on padding. Arguments as `logits`."""
-        prompts = self._split(input_ids, attention_mask, pixel_values, image_grid_thw, pixel_mask)
+        """The experts that prompts choose: `.experts` int32 [B, T, L, K], -1 on padding. Arguments as `logits`.
+
+        Of an encoder-decoder, L counts the encoder's MoE layers, then the decoder's, and T the tokens of both: a
+        prompt's, then without a gap those of the decoder. -1 there where a token does not go through a layer, and where
+        its expert had no capacity left.
+        """
+        prompts = self._split(input_ids, attention_mask, decoder_input_ids, pixel_values, image_grid_thw, pixel_mask)
         self._session.records = []
         batch, _ = self._prefill(prompts)
         record = self._session.records[0]
         self._session.records = None
-        width = np.shape(input_ids)[1]
+        width = np.shape(input_ids)[1] if batch.encoder_lengths is None else int(batch.lengths.max())
         return RoutingTrace(
             experts=record.expert_ids[: len(prompts), :width],
             num_experts=self._model.store.num_experts,
@@ -189,6 +202,7 @@ class OffloadedModel:
         prompts: str | Sequence[str] | Sequence[Message] | Sequence[Sequence[Message]] | np.ndarray | Sequence[Any],
         images: Sequence[Any] | None = None,
         *,
+        decoder_input_ids: np.ndarray | None = None,
         max_new_tokens: int = 32,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -204,6 +218,7 @@ class OffloadedModel:
             no template), one conversation or several in the chat format, or token ids: int [B, T] or ragged lists.
           images: for texts: one image (PIL, uint8 [H, W, 3], or path) per prompt, or None for prompts without; for
             conversations: the images of their image items, in order.
+          decoder_input_ids: int [B, T'], what the decoder of an encoder-decoder begins with; None: its start token.
           max_new_tokens: length limit of each answer.
           temperature: 0 is greedy.
           top_k, top_p: sampling from the k likeliest, or the smallest set of probability p.
@@ -214,11 +229,11 @@ class OffloadedModel:
         Raises:
           InputError: no tokenizer in the checkpoint, a prompt that is too long, or an image that is none.
         """
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens: {max_new_tokens} is below 1")
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise InputError(f"max_new_tokens: {max_new_tokens!r} should be a whole number of at least 1")
         processor = self._model.processor
         encoded = encode_prompts(processor, str(self._model.path), prompts, images)
-        encoded = [for_stacks(self._model.config, prompt) for prompt in encoded]
+        encoded = behind_encoder(self._model.config, encoded, decoder_input_ids)
         stop = [stop] if isinstance(stop, str) else list(stop)
         if stop and (processor is None or "" in stop):
             raise InputError("stop: want texts that are not empty, and a checkpoint with tokenizer.json")
@@ -324,22 +339,27 @@ class OffloadedModel:
             wanted = -(-images // self._size.sequences)
             raise InputError(f"the images take {images} tokens; load with max_image_tokens={wanted} or more")
 
-    def _split(self, input_ids, attention_mask, pixel_values, image_grid_thw, pixel_mask) -> list[Prompt]:
+    def _split(
+        self, input_ids, attention_mask, decoder_input_ids, pixel_values, image_grid_thw, pixel_mask
+    ) -> list[Prompt]:
         """One `Prompt` per row of right-padded arrays."""
         ids = np.asarray(input_ids)
-        if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+        if ids.ndim != 2 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
             raise InputError(f"input_ids: want integers [B, T], got {ids.dtype} {ids.shape}")
         mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
         if mask.shape != ids.shape or (np.diff(mask.astype(int), axis=1) > 0).any() or not mask[:, 0].all():
             raise InputError("attention_mask: want the shape of input_ids, and ones before zeros (pad on the right)")
         rows = [row[valid].astype(np.int32) for row, valid in zip(ids, mask, strict=True)]
-        if pixel_values is None:
-            return [Prompt(own) for own in rows]
         config: Any = self._model.config
+        prompts = behind_encoder(config, [Prompt(own) for own in rows], decoder_input_ids)
+        if pixel_values is None and image_grid_thw is None:
+            return prompts
         if config.vision is None:
             raise InputError("pixel_values: the model takes no images")
+        if pixel_values is None:
+            raise InputError("image_grid_thw: give it with pixel_values")
         pixel_values, grids = config.vision.pack(pixel_values, image_grid_thw, pixel_mask)
-        prompts, image, patch = [], 0, 0
+        seen, image, patch = [], 0, 0
         for own in rows:
             places = int((own == config.image_token_id).sum())
             first, begin = image, patch
@@ -348,12 +368,12 @@ class OffloadedModel:
                 patch += int(np.prod(grids[image]))
                 image += 1
             if patch == begin:
-                prompts.append(Prompt(own))
+                seen.append(Prompt(own))
             else:
-                prompts.append(Prompt(own, pixel_values[begin:patch], grids[first:image]))
+                seen.append(Prompt(own, pixel_values[begin:patch], grids[first:image]))
         if image < len(grids):
             raise InputError(f"the prompts have places for {image} images, {len(grids)} were given")
-        return prompts
+        return seen
 
 
 def _before(text: str, stop: Sequence[str]) -> str:

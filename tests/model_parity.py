@@ -80,7 +80,7 @@ def _fused(module: CausalLM, batch: dict) -> ForwardOutput:
     embeds = deepstack = None
     if batch["pixels"] is not None:
         embeds, deepstack = module.vision_stage(batch["pixels"], batch["where"])
-    return module.forward(batch["ids"], batch["positions"], batch["lengths"], embeds, deepstack, batch["image_index"])
+    return module.forward(batch["ids"], batch["positions"], batch["lengths"], embeds, deepstack, batch["embed_index"])
 
 
 def check_forward(module: CausalLM, arrays: Arrays) -> float:
@@ -94,7 +94,7 @@ def check_forward(module: CausalLM, arrays: Arrays) -> float:
             "ids": batch.input_ids,
             "positions": batch.positions,
             "lengths": batch.lengths,
-            "image_index": batch.image_index,
+            "embed_index": batch.embed_index,
         },
     )
     width = arrays["input_ids"].shape[1]

@@ -153,9 +153,13 @@ def test_a_missing_model_is_named():
         ({"prompts": []}, "no prompts"),
         ({"prompts": ["a", "b"], "images": [None]}, "1 images for 2 prompts"),
         ({"prompts": "a", "max_new_tokens": 0}, "max_new_tokens"),
+        ({"prompts": "a", "max_new_tokens": 2.5}, "max_new_tokens"),
         ({"prompts": "a " * 200}, "max_tokens"),
         ({"prompts": "a", "images": ["/nowhere.png"]}, "/nowhere.png"),
         ({"prompts": np.zeros((2, 3))}, "integers"),
+        ({"prompts": [[7, 10_000]]}, "token 10000 is outside the vocabulary"),
+        ({"prompts": [{"role": "user"}]}, "messages: want objects"),
+        ({"prompts": "a", "decoder_input_ids": np.ones((1, 2), int)}, "no encoder"),
     ],
 )
 def test_requests_that_cannot_be_served(resident, arguments, said):

@@ -31,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; a checkpoint directory needs this file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); download it again") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: want a JSON object")

@@ -30,7 +30,7 @@ def read_config(path: Path) -> ModelConfig:
     """
     values = read_json(path / "config.json")
     kind = values.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise InputError(
             f"{path / 'config.json'}: model_type {kind!r} is not supported; supported: {', '.join(sorted(FAMILIES))}"
         )

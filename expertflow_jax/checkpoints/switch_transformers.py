@@ -11,6 +11,10 @@ from expertflow_jax.models.causal_lm import ModelConfig
 
 TABLES = {"embed_tokens": "encoder.embed_tokens.weight", "decoder_embed_tokens": "decoder.embed_tokens.weight"}
 SHARED = "shared.weight"
+ONE_TABLE = (SHARED, *TABLES.values(), "lm_head.weight")  # what a single table may be stored as, often as all of them
+UNREAD = (
+    "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"  # of old files; cross-attention has none
+)
 
 
 def _block(layer: int, encoder_layers: int) -> tuple[str, int]:
@@ -65,14 +69,15 @@ class SwitchNames(DecoderNames):
 
     def bound(self, config: ModelConfig, names: Collection[str] | None = None) -> "SwitchNames":
         # Files that transformers 4 wrote hold one table for both stacks, whether the head is tied or not.
-        shared = config.tie_word_embeddings or (names is not None and not set(TABLES.values()) & set(names))
-        tables = dict.fromkeys(TABLES, SHARED) if shared else TABLES
+        known = {SHARED} if names is None else set(names)
+        shared = config.tie_word_embeddings or (names is not None and not set(TABLES.values()) & known)
+        one = next((name for name in ONE_TABLE if name in known), SHARED) if config.tie_word_embeddings else SHARED
+        tables = dict.fromkeys(TABLES, one) if shared else TABLES
         layers = config.text.encoder_layers  # type: ignore[attr-defined]
         return SwitchNames((SwitchExperts(layers),), encoder_layers=layers, tables=tuple(tables.items()))
 
     def spare(self, config: ModelConfig) -> set[str]:
-        copies = {SHARED, *TABLES.values()}
-        return super().spare(config) | copies
+        return super().spare(config) | {SHARED, *TABLES.values(), UNREAD}
 
     def copies(self, config: ModelConfig) -> dict[str, str]:
         """transformers 5 wants the shared table, which it does not read, beside two of its own."""

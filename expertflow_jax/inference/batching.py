@@ -42,8 +42,16 @@ class PromptBatch:
     next_position: np.ndarray  # int32 [B]
     pixel_values: np.ndarray | None
     vision_positions: Any
-    image_index: np.ndarray | None  # int32 [B, T], which image token, -1 for text; behind an encoder 0 in the decoder
+    image_index: np.ndarray | None  # int32 [B, T], which image token, -1 for text
     encoder_lengths: np.ndarray | None = None  # int32 [B], tokens that an encoder reads
+
+    @property
+    def embed_index(self) -> np.ndarray | None:
+        """What embeds each token, int32 [B, T]: `image_index`; of an encoder-decoder, -1 in the encoder and 0 in the
+        decoder."""
+        if self.encoder_lengths is None:
+            return self.image_index
+        return np.where(np.arange(self.input_ids.shape[1]) < self.encoder_lengths[:, None], -1, 0).astype(np.int32)
 
     def visits(self, text: DecoderConfig) -> np.ndarray | None:
         """Which MoE layers a token goes through: bool [B, T, L]; None if all do."""
@@ -62,17 +70,45 @@ def for_stacks(config: ModelConfig, prompt: Prompt, *, foretold: bool = False) -
     start = getattr(config, "decoder_start_token_id", None)
     if start is None or prompt.encoder_tokens is not None:
         return prompt
-    ids = prompt.input_ids
-    encoded = len(ids) // 2 if foretold else len(ids)
-    joined = np.concatenate([ids[:encoded], np.array([start], np.int32), ids[encoded:]]).astype(np.int32)
-    return dataclasses.replace(prompt, input_ids=joined, encoder_tokens=encoded)
+    encoded = len(prompt.input_ids) // 2 if foretold else len(prompt.input_ids)
+    first, second = np.split(prompt.input_ids, [encoded])
+    return _joined(dataclasses.replace(prompt, input_ids=first), [start, *second])
+
+
+def behind_encoder(config: ModelConfig, prompts: Sequence[Prompt], decoder_input_ids: Any) -> list[Prompt]:
+    """Prompts of an encoder with what its decoder reads.
+
+    Args:
+      decoder_input_ids: int [B, T'], one row per prompt; None: the start token alone, see `for_stacks`.
+
+    Raises:
+      InputError: another shape, or a model without an encoder.
+    """
+    if decoder_input_ids is None:
+        return [for_stacks(config, prompt) for prompt in prompts]
+    if not hasattr(config, "decoder_start_token_id"):
+        raise InputError("decoder_input_ids: the model has no encoder; put these tokens into input_ids")
+    rows = np.asarray(decoder_input_ids)
+    if rows.ndim != 2 or len(rows) != len(prompts) or not rows.size or not np.issubdtype(rows.dtype, np.integer):
+        raise InputError(
+            f"decoder_input_ids: want integers [{len(prompts)}, T], as many rows as input_ids has and at least one "
+            f"token, got {rows.dtype} {rows.shape}"
+        )
+    return [_joined(prompt, row) for prompt, row in zip(prompts, rows, strict=True)]
+
+
+def _joined(prompt: Prompt, decoded: Any) -> Prompt:
+    """The prompt, all of which the encoder reads, followed by the decoder's tokens."""
+    ids = np.concatenate([prompt.input_ids, decoded]).astype(np.int32)
+    return dataclasses.replace(prompt, input_ids=ids, encoder_tokens=len(prompt.input_ids))
 
 
 def pad_prompts(config: ModelConfig, prompts: Sequence[Prompt], batch_size: int | None = None) -> PromptBatch:
     """Pads prompts to a common bucketed length, and to `batch_size` with empty sequences (length 0).
 
     Raises:
-      InputError: a prompt is longer than the model's context, or its images do not fit it or the model.
+      InputError: a prompt is longer than the model's context or has a token outside the vocabulary, or its images do
+        not fit it or the model.
     """
     prompts = [for_stacks(config, prompt) for prompt in prompts]
     size = max(len(prompts), batch_size or 0)
@@ -80,6 +116,7 @@ def pad_prompts(config: ModelConfig, prompts: Sequence[Prompt], batch_size: int 
     limit = config.text.max_position_embeddings
     if longest > limit:
         raise InputError(f"a prompt has {longest} tokens, the model's context is {limit}; shorten it")
+    _check_vocabulary(config, prompts)
     ids = np.zeros((size, bucket(longest)), np.int32)
     lengths = np.zeros(size, np.int32)
     for i, prompt in enumerate(prompts):
@@ -100,11 +137,19 @@ def pad_prompts(config: ModelConfig, prompts: Sequence[Prompt], batch_size: int 
     return PromptBatch(ids, lengths, positions, next_position, pixels, where, image_index)
 
 
+def _check_vocabulary(config: ModelConfig, prompts: Sequence[Prompt]) -> None:
+    """A lookup outside the table would quietly give another token's embedding."""
+    vocabulary = config.text.vocab_size
+    for prompt in prompts:
+        if len(prompt.input_ids) and not 0 <= prompt.input_ids.min() <= prompt.input_ids.max() < vocabulary:
+            wrong = next(int(i) for i in prompt.input_ids if not 0 <= i < vocabulary)
+            raise InputError(f"input_ids: token {wrong} is outside the vocabulary of {vocabulary}")
+
+
 def _pad_stacks(config: Any, prompts: Sequence[Prompt], ids: np.ndarray, lengths: np.ndarray) -> PromptBatch:
     if any(prompt.pixel_values is not None for prompt in prompts):
         raise InputError("the model takes no images; leave out pixel_values and image_grid_thw")
     encoded = np.zeros(len(lengths), np.int32)
     encoded[: len(prompts)] = [prompt.encoder_tokens or 0 for prompt in prompts]
     positions = config.stack_positions(encoded, lengths, ids.shape[1])
-    index = np.where(np.arange(ids.shape[1]) < encoded[:, None], -1, 0).astype(np.int32)
-    return PromptBatch(ids, lengths, positions, lengths - encoded, None, None, index, encoded)
+    return PromptBatch(ids, lengths, positions, lengths - encoded, None, None, None, encoded)

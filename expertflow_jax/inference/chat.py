@@ -7,7 +7,7 @@ import numpy as np
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.inference.batching import Prompt
-from expertflow_jax.processing import Processor
+from expertflow_jax.processing import Processor, check_messages
 
 Message = Mapping[str, Any]
 
@@ -74,7 +74,8 @@ def _chat_prompts(processor: Processor, conversations: list[Any], images: list[A
     found = []
     rest = iter(images)
     for messages in conversations:
-        contents = [m["content"] for m in messages if not isinstance(m["content"], str)]
+        check_messages(messages, "messages")
+        contents = [m["content"] for m in messages if isinstance(m.get("content"), list | tuple)]
         places = sum(item.get("type") == "image" for content in contents for item in content)
         found.append(_chat(processor, list(messages), [image for _, image in zip(range(places), rest, strict=False)]))
     if left := len(list(rest)):
@@ -90,4 +91,6 @@ def _chat(processor: Processor, messages: list[Message], images: list[Any]) -> P
 
 def _prompt(processor: Processor, text: str, images: list[Any], add_special_tokens: bool) -> Prompt:
     inputs = processor.encode(text, images, add_special_tokens=add_special_tokens)
+    if not len(inputs.input_ids):
+        raise InputError("a prompt is empty; write at least one token's worth of text")
     return Prompt(inputs.input_ids, inputs.pixel_values, inputs.image_grid_thw)

@@ -51,6 +51,13 @@ class Stages:
         self.is_moe = [layer.is_moe for layer in layers]
         self.moe_layers = [i for i, moe in enumerate(self.is_moe) if moe]
         self.layer_states = []
+        placed: dict[int, tuple[Any, jax.Array]] = {}  # what layers share (Switch's position biases) is there once
+
+        def place(array: Any) -> jax.Array:
+            if id(array) not in placed:  # the array is kept too, so that no other has its id
+                placed[id(array)] = array, jax.device_put(array, device)
+            return placed[id(array)][1]
+
         compiled: dict[Any, LayerStages] = {}  # by structure
         self.layer_stages = []
         for layer in layers:
@@ -58,13 +65,13 @@ class Stages:
             if graphdef not in compiled:
                 compiled[graphdef] = LayerStages(graphdef)
             self.layer_stages.append(compiled[graphdef])
-            self.layer_states.append(jax.device_put(state, device))
+            self.layer_states.append(jax.tree.map(place, state))
         self._structures = list(compiled.values())
         module.layers, module.experts = nnx.List([]), nnx.List([])
         trunk_def, trunk = nnx.split(module)
         module.layers = nnx.List(layers)
-        self.trunk = jax.device_put(trunk, device)
-        self.dense_bytes = sum(a.nbytes for a in jax.tree.leaves((self.trunk, self.layer_states)))
+        self.trunk = jax.tree.map(place, trunk)
+        self.dense_bytes = sum(array.nbytes for _, array in placed.values())
         text = self.config.text
         self.dtype = module.dtype
         self._use(text.expert_layout(module.dtype))
@@ -103,7 +110,7 @@ class Stages:
         images = deepstack = None
         if batch.pixel_values is not None:
             images, deepstack = self.vision(batch.pixel_values, batch.vision_positions)
-        return self.embed(batch.input_ids, images, batch.image_index), deepstack
+        return self.embed(batch.input_ids, images, batch.embed_index), deepstack
 
     def vision(self, pixel_values: np.ndarray, where: Any) -> tuple[jax.Array, jax.Array]:
         """Patches to image embeddings [N_image_tokens, D] and DeepStack features [n, N_image_tokens, D]."""

@@ -138,7 +138,7 @@ def rope_section(section: Section) -> Section:
 def _rope_scaling(rope: Section, original: int, context: int) -> RopeScaling:
     kind = rope.values.get("rope_type", rope.values.get("type", "default"))
     kind = "default" if kind == "mrope" else kind
-    if kind not in KEYS:
+    if not isinstance(kind, str) or kind not in KEYS:
         raise InputError(f"config.json: {rope.key('rope_type')} is {kind!r}; supported: {', '.join(KEYS)}")
     # Default rotation turns whole heads whatever this key says, in transformers too.
     if kind not in ("default", "proportional") and rope.get("partial_rotary_factor", 1.0) != 1.0:

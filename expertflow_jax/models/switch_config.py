@@ -22,10 +22,12 @@ UNLIMITED = 1 << 20  # relative positions set no limit
 
 @dataclasses.dataclass(frozen=True)
 class SwitchStacks(DecoderConfig):
-    """Both stacks; `num_hidden_layers` counts the layers of both."""
+    """Both stacks; `num_hidden_layers` counts the layers of both. With a sparse step of 1 every layer of a stack has
+    experts; with any other, those whose number in the stack leaves 1 when divided by it."""
 
     encoder_layers: int = 0
-    sparse_encoder_layers: int = 0  # as config.json says; `is_moe` knows which they are
+    encoder_sparse_step: int = 1
+    sparse_encoder_layers: int = 0  # as config.json says; the steps count
     sparse_decoder_layers: int = 0
     expert_capacity: int = 64  # tokens of a sequence that an expert takes in one step; the router drops the others
     router_bias: bool = False
@@ -42,13 +44,12 @@ class SwitchStacks(DecoderConfig):
         return layer >= self.encoder_layers
 
     def is_moe(self, layer: int) -> bool:
-        """Whether `layer` has experts: as the reference counts, in steps of layers over sparse layers."""
+        """Whether `layer` has experts."""
         if self.decodes(layer):
-            layer, layers, sparse = layer - self.encoder_layers, self.decoder_layers, self.sparse_decoder_layers
+            layer, step = layer - self.encoder_layers, self.decoder_sparse_step
         else:
-            layers, sparse = self.encoder_layers, self.sparse_encoder_layers
-        step = layers // sparse if sparse else layers
-        return step == 1 or (step > 0 and layer % step == 1)
+            step = self.encoder_sparse_step
+        return step == 1 or layer % step == 1
 
     @property
     def cached_layers(self) -> tuple[bool, ...]:
@@ -84,11 +85,13 @@ class SwitchConfig(CausalLMConfig):
         if section.flag("is_gated_act", False):
             raise InputError("config.json: is_gated_act: transformers has no gated Switch Transformers; want false")
         encoder = section.whole("num_layers", 12)
+        decoder = section.whole("num_decoder_layers", encoder)
+        sparse = [section.whole(f"num_sparse_{stack}_layers", 3, least=0) for stack in ("encoder", "decoder")]
         width, heads, inner = section.whole("d_model", 768), section.whole("num_heads", 12), section.whole("d_ff", 2048)
         text = SwitchStacks(
             vocab_size=section.whole("vocab_size", 32_128),
             hidden_size=width,
-            num_hidden_layers=encoder + section.whole("num_decoder_layers", encoder),
+            num_hidden_layers=encoder + decoder,
             num_attention_heads=heads,
             num_key_value_heads=heads,
             head_dim=section.whole("d_kv", 64),
@@ -101,8 +104,10 @@ class SwitchConfig(CausalLMConfig):
             rms_norm_eps=section.number("layer_norm_epsilon", 1e-6),
             max_position_embeddings=UNLIMITED,
             encoder_layers=encoder,
-            sparse_encoder_layers=section.whole("num_sparse_encoder_layers", 3, least=0),
-            sparse_decoder_layers=section.whole("num_sparse_decoder_layers", 3, least=0),
+            encoder_sparse_step=section.whole("encoder_sparse_step", max(1, encoder // (sparse[0] or 1))),
+            decoder_sparse_step=section.whole("decoder_sparse_step", max(1, decoder // (sparse[1] or 1))),
+            sparse_encoder_layers=sparse[0],
+            sparse_decoder_layers=sparse[1],
             expert_capacity=section.whole("expert_capacity", 64),
             router_bias=section.flag("router_bias", False),
             buckets=section.whole("relative_attention_num_buckets", 32, least=4),
@@ -110,6 +115,10 @@ class SwitchConfig(CausalLMConfig):
         )
         _validate(text)
         start = section.whole("decoder_start_token_id", section.whole("pad_token_id", 0))
+        if start >= text.vocab_size:
+            raise InputError(
+                f"config.json: decoder_start_token_id: {start} is outside the vocabulary of {text.vocab_size}"
+            )
         return cls(text, section.flag("tie_word_embeddings", True), start)
 
     def stack_positions(self, encoder_lengths: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
@@ -138,6 +147,8 @@ class SwitchConfig(CausalLMConfig):
             "num_decoder_layers": text.decoder_layers,
             "num_sparse_encoder_layers": text.sparse_encoder_layers,
             "num_sparse_decoder_layers": text.sparse_decoder_layers,
+            "encoder_sparse_step": text.encoder_sparse_step,
+            "decoder_sparse_step": text.decoder_sparse_step,
             "num_heads": text.num_attention_heads,
             "num_experts": text.num_experts,
             "expert_capacity": text.expert_capacity,

@@ -225,15 +225,15 @@ class SwitchTransformers(CausalLM):
         )
 
     def embed_stage(
-        self, input_ids: jax.Array, image_embeds: jax.Array | None, image_index: jax.Array | None
+        self, input_ids: jax.Array, image_embeds: jax.Array | None, embed_index: jax.Array | None
     ) -> jax.Array:
-        """Token embeddings [B, T, D]; image_index int32 [B, T] is -1 on the encoder's tokens, None for decode steps."""
+        """Token embeddings [B, T, D]; embed_index int32 [B, T] is -1 on the encoder's tokens, None for decode steps."""
         if self.decoder_embed_tokens is None:
             return self.embed_tokens(input_ids)
         decoded = self.decoder_embed_tokens(input_ids)
-        if image_index is None:
+        if embed_index is None:
             return decoded
-        return jnp.where((image_index < 0)[..., None], self.embed_tokens(input_ids), decoded)
+        return jnp.where((embed_index < 0)[..., None], self.embed_tokens(input_ids), decoded)
 
     def head_stage(self, x: jax.Array) -> jax.Array:
         """Final norm, scaled where the head is tied, and output projection: [..., D] -> float32 [..., V]."""
@@ -249,11 +249,11 @@ class SwitchTransformers(CausalLM):
         lengths: jax.Array,
         image_embeds: jax.Array | None = None,
         deepstack: jax.Array | None = None,
-        image_index: jax.Array | None = None,
+        embed_index: jax.Array | None = None,
     ) -> ForwardOutput:
         """Both stacks on right-padded sequences, all experts at hand. Arguments as `CausalLM.forward`; logits mean
         something at the decoder's tokens."""
-        x = self.embed_stage(input_ids, None, image_index)
+        x = self.embed_stage(input_ids, None, embed_index)
         chosen, probabilities = [], []
         start = jnp.zeros_like(lengths)
         text = self.config.text

@@ -43,12 +43,12 @@ class StepOutput:
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def _run(graph: Any, state: Any, inputs: dict[str, Any], caches: list, images: Any, deepstack: Any) -> Any:
-    """All layers on new tokens: `inputs` holds ids [B, T], positions [3, B, T], start [B], lengths [B], image_index.
+    """All layers on new tokens: `inputs` holds ids [B, T], positions [3, B, T], start [B], lengths [B], embed_index.
 
     Returns `StepOutput` and the caches.
     """
     module = nnx.merge(graph, state)
-    x = embeddings = module.embed_stage(inputs["ids"], images, inputs["image_index"])
+    x = embeddings = module.embed_stage(inputs["ids"], images, inputs["embed_index"])
     where = inputs["positions"], inputs["start"], inputs["lengths"]
     chosen, ranked, filled = [], [], []
     previous = None
@@ -67,7 +67,7 @@ def _run(graph: Any, state: Any, inputs: dict[str, Any], caches: list, images: A
             x, *cache = layer.dense(x, *caches[i], *where)
         filled.append(tuple(cache))
         if deepstack is not None and i < deepstack.shape[0]:
-            x = module.add_deepstack(x, deepstack[i], inputs["image_index"])
+            x = module.add_deepstack(x, deepstack[i], inputs["embed_index"])
     last = x[jnp.arange(x.shape[0]), jnp.maximum(inputs["lengths"] - 1, 0)]
     next_ids = module.head_stage(last).argmax(-1).astype(jnp.int32)
     return StepOutput(embeddings, jnp.stack(chosen, 2), jnp.stack(ranked, 2), next_ids), filled
@@ -132,7 +132,7 @@ class Recorder:
                 "positions": position.astype(np.int32),
                 "start": batch.lengths + index,
                 "lengths": active.astype(np.int32),
-                "image_index": None,
+                "embed_index": None,
             }
             out, caches = _run(self._graph, self._state, inputs, caches, None, None)
             recorder.decode(out.embeddings, out.experts, active=active, speculative=out.speculative)
@@ -154,7 +154,7 @@ class Recorder:
             "positions": batch.positions,
             "start": np.zeros(size, np.int32),
             "lengths": batch.lengths,
-            "image_index": batch.image_index,
+            "embed_index": batch.embed_index,
         }
         return _run(self._graph, self._state, inputs, caches, images, deepstack)
 

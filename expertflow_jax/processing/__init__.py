@@ -1,5 +1,5 @@
 """Text and images to model inputs, as Hugging Face's processors make them, without torch."""
 
-from expertflow_jax.processing.processor import Inputs, Processor, end_token_ids
+from expertflow_jax.processing.processor import Inputs, Processor, check_messages, end_token_ids
 
-__all__ = ["Inputs", "Processor", "end_token_ids"]
+__all__ = ["Inputs", "Processor", "check_messages", "end_token_ids"]

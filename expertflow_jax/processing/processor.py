@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from tokenizers import Tokenizer
 
@@ -108,15 +107,16 @@ class Processor:
           messages: role and content; content is text, or items of type "text" or "image".
 
         Raises:
-          InputError: the checkpoint has no template, or the template refuses these messages.
+          InputError: the checkpoint has no template, the messages are none, or the template refuses them.
         """
+        check_messages(messages, "messages")
         if self._template is None:
             raise InputError(f"{self._where}: no chat template; pass plain prompts instead of messages")
         try:
             return self._template.render(
                 messages=messages, add_generation_prompt=add_generation_prompt, **self._special_tokens
             )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+        except Exception as error:  # the template is the checkpoint's, and may fail in any way
             raise InputError(f"{self._where}: the chat template refuses these messages: {error}") from error
 
     def encode(self, text: str, images: Sequence[Any] = (), add_special_tokens: bool = True) -> Inputs:
@@ -152,6 +152,25 @@ class Processor:
         return np.array(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids, np.int32)
 
 
+def check_messages(messages: Any, where: str) -> None:
+    """Raises InputError, naming `where`, unless this is a conversation in the chat format."""
+    rows = list(messages) if isinstance(messages, Sequence) and not isinstance(messages, str) else []
+    for row in rows:
+        if not isinstance(row, Mapping) or not isinstance(row.get("role"), str) or not _is_content(row):
+            raise InputError(
+                f'{where}: want objects with "role" and "content", text or a list of objects; got {str(row)[:80]}'
+            )
+    if not rows:
+        raise InputError(f"{where}: want a conversation, a list of messages with at least one")
+
+
+def _is_content(message: Mapping[str, Any]) -> bool:
+    content = message.get("content")
+    if isinstance(content, list | tuple) and content:
+        return all(isinstance(item, Mapping) for item in content)
+    return isinstance(content, str) or (content is None and bool(message.get("tool_calls")))
+
+
 def _optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
@@ -176,7 +195,10 @@ def _image_processor(path: Path, config: Mapping[str, Any]) -> ImageProcessor | 
 
 def _template(path: Path, settings: Mapping[str, Any]) -> str | None:
     if (path / "chat_template.jinja").is_file():
-        return (path / "chat_template.jinja").read_text()
+        try:
+            return (path / "chat_template.jinja").read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path / 'chat_template.jinja'}: not UTF-8 text ({error}); download it again") from error
     found = _optional(path / "chat_template.json").get("chat_template", settings.get("chat_template"))
     if isinstance(found, list):  # several named templates
         found = {entry["name"]: entry["template"] for entry in found}.get("default")
@@ -184,13 +206,14 @@ def _template(path: Path, settings: Mapping[str, Any]) -> str | None:
 
 
 def end_token_ids(path: Path, tokenizer: Tokenizer | None = None, eos_token: str | None = None) -> tuple[int, ...]:
-    """Tokens that end an answer: by generation_config.json, then the tokenizer's, then config.json, as transformers
-    looks."""
-    found, config = _optional(path / "generation_config.json").get("eos_token_id"), _optional(path / "config.json")
-    if found is None and tokenizer is not None and eos_token is not None:
-        found = tokenizer.token_to_id(eos_token)
-    if found is None:
-        found = config.get("eos_token_id", config.get("text_config", {}).get("eos_token_id"))
-    if found is None:
-        return ()
-    return tuple(int(i) for i in found) if isinstance(found, list) else (int(found),)
+    """Tokens that end an answer: by generation_config.json or config.json, where transformers looks, else the
+    tokenizer's."""
+    config = _optional(path / "config.json")
+    section = config.get("text_config")
+    for values in (_optional(path / "generation_config.json"), config, section if isinstance(section, dict) else {}):
+        found = values.get("eos_token_id")
+        ids = found if isinstance(found, list) else [found]
+        if found is not None and all(isinstance(i, int) for i in ids):
+            return tuple(ids)
+    token = tokenizer.token_to_id(eos_token) if tokenizer is not None and eos_token is not None else None
+    return () if token is None else (token,)

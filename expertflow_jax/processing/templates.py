@@ -26,7 +26,7 @@ def compile_template(source: str, where: str) -> jinja2.Template:
     environment.globals["strftime_now"] = _now
     try:
         return environment.from_string(source)
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, TypeError, AttributeError) as error:  # the latter two: it is no text
         raise InputError(f"{where}: the chat template does not parse: {error}") from error
 
 

@@ -13,10 +13,11 @@ from expertflow_jax.tasks.text import windows
 
 def encode_example(processor: Processor | None, example: Example) -> Prompt:
     """An example as the model reads it: given tokens as they are, text through the tokenizer, messages through chat
-    template, tokenizer and image preprocessing of the model's own processor.
+    template, tokenizer and image preprocessing of the model's own processor. A model without a template continues a
+    prompt as it stands.
 
     Raises:
-      InputError: the model has no tokenizer, and the example needs one.
+      InputError: the model has no tokenizer, or takes no images, and the example needs that.
     """
     if example.input_ids is not None:
         return Prompt(np.array(example.input_ids, np.int32))
@@ -24,10 +25,22 @@ def encode_example(processor: Processor | None, example: Example) -> Prompt:
         raise InputError("config key model: the checkpoint has no tokenizer.json, and the task's examples are text")
     if example.text is not None:
         return Prompt(processor.encode(example.text).input_ids)
+    if example.image is not None and not processor.takes_images:
+        raise InputError("config key model: it takes no images (no preprocessor_config.json), and the task has some")
+    if not processor.has_template and (turn := _plain_turn(example)) is not None:
+        return Prompt(processor.encode(turn).input_ids)
     text = processor.apply_chat_template(example.messages, add_generation_prompt=True)
     images = [example.image] if example.image is not None else []
     inputs = processor.encode(text, images, add_special_tokens=False)  # the template writes them
     return Prompt(inputs.input_ids, inputs.pixel_values, inputs.image_grid_thw)
+
+
+def _plain_turn(example: Example) -> str | None:
+    """The text of an example that is one turn of text and nothing else."""
+    if example.image is not None or len(example.messages) != 1:
+        return None
+    content = example.messages[0]["content"]
+    return content if isinstance(content, str) else None
 
 
 def encode_task(

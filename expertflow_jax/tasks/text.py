@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.processing import check_messages
 from expertflow_jax.tasks.base import Example, mean_by_group
 
 SPLITS = ("train", "val")
@@ -135,8 +136,10 @@ class Prompts:
         prompt, messages, answer = row.get("prompt"), row.get("messages"), row.get("answer")
         if isinstance(prompt, str) and prompt:
             messages = [{"role": "user", "content": prompt}]
-        elif not isinstance(messages, list) or not messages:
+        elif messages is None:
             raise InputError(f'{where}: want "prompt" (a string) or "messages" (a conversation)')
+        else:
+            check_messages(messages, f'{where}: "messages"')
         if answer is not None and not isinstance(answer, str):
             raise InputError(f'{where}: "answer" is {answer!r}, want a string')
         limit = row.get("max_new_tokens", MAX_NEW_TOKENS)

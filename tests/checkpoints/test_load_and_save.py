@@ -147,10 +147,11 @@ def test_damaged_config(checkpoint, text):
     assert "config.json" in refusal(checkpoint)
 
 
-def test_unknown_model_type(checkpoint):
-    (checkpoint / "config.json").write_text('{"model_type": "llama"}')
+@pytest.mark.parametrize("kind", ["llama", None, ["mixtral"]])
+def test_unknown_model_type(checkpoint, kind):
+    (checkpoint / "config.json").write_text(json.dumps({"model_type": kind}))
     said = refusal(checkpoint)
-    assert "model_type 'llama' is not supported" in said
+    assert f"model_type {kind!r} is not supported" in said
     assert "qwen3_vl_moe" in said
 
 

@@ -63,24 +63,24 @@ def answers(directory, **options):
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    """A golden as the hub lays its experts out (base), and in bfloat16."""
+    """A golden as the hub lays its experts out (base), and in bfloat16; one whose experts have no gate."""
     directory = tmp_path_factory.mktemp("stored") / "narrow"
     module = load_module(GOLDENS / "base")
     save_hf(directory, module.config, module, jnp.bfloat16)
-    return {"float32": GOLDENS / "base", "bfloat16": directory}
+    return {"float32": GOLDENS / "base", "bfloat16": directory, "ungated": GOLDENS / "switch_small_capacity"}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "ungated"])
 @pytest.mark.parametrize("expert_dtype", [None, "int8", "int4"])
-def test_offloaded_is_bit_identical_to_resident_from_all_tiers(stored, dtype, expert_dtype):
-    resident = answers(stored[dtype], policy="resident", cache_fraction=1.0, expert_dtype=expert_dtype)
-    least = host_minimum(stored[dtype], expert_dtype)
+def test_offloaded_is_bit_identical_to_resident_from_all_tiers(stored, kind, expert_dtype):
+    resident = answers(stored[kind], policy="resident", cache_fraction=1.0, expert_dtype=expert_dtype)
+    least = host_minimum(stored[kind], expert_dtype)
     for budget in (None, least, least + 3 * resident[3].expert_bytes):
-        logits, tokens, stats, memory = answers(stored[dtype], expert_dtype=expert_dtype, host_memory_budget=budget)
+        logits, tokens, stats, memory = answers(stored[kind], expert_dtype=expert_dtype, host_memory_budget=budget)
         np.testing.assert_array_equal(logits, resident[0])
         assert tokens == resident[1]
         assert stats["lossless"] is (expert_dtype is None)
-        assert stats["expert_dtype"] == (expert_dtype or dtype)
+        assert stats["expert_dtype"] == (expert_dtype or ("bfloat16" if kind == "bfloat16" else "float32"))
         requests = stats["urgent_transfers"] + stats["prefetches"] + stats["background_transfers"]
         assert stats["bytes_transferred"] == requests * memory.expert_bytes
         assert (stats["disk_reads"] > 0) is (budget is not None)
@@ -118,10 +118,10 @@ def test_what_cannot_be_loaded_is_refused(options, said):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["digit_scenes_moe", "base"])
+@pytest.mark.parametrize("name", ["digit_scenes_moe", "base", "switch_small_capacity"])
 @pytest.mark.parametrize("options", [{}, {"expert_dtype": "int4"}, {"dtype": "bfloat16", "expert_dtype": "int8"}])
 def test_a_plan_needs_no_weights(tmp_path, name, options):
-    source = locate(name if name != "base" else str(GOLDENS / "base"))
+    source = locate(name if name == "digit_scenes_moe" else str(GOLDENS / name))
     shutil.copy(source / "config.json", tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     described = ModelSizes.described_in(tmp_path, options.get("dtype"), options.get("expert_dtype"), None)
@@ -150,6 +150,18 @@ def test_full_size_models_fit_three_cards(name, experts):
     assert slots[0] < slots[1] < slots[2]
     # four times the experts in the same memory, as far as there are any
     assert all(small >= min(3.5 * full, experts) for full, small in zip(slots[:3], slots[3:], strict=True))
+
+
+def test_half_of_the_experts_of_switch_base_128_fit_eight_gibibytes():
+    sizes = ModelSizes.described_in(FULL_SIZE / "switch_base_128", "bfloat16", None, None)
+    assert sizes.layout.nbytes == 2 * 768 * 3072 * 2
+    assert len(sizes.config.text.moe_layers) == 12
+    parameters = sizes.dense_bytes / 2 + 12 * 128 * 2 * 768 * 3072
+    assert 7.3e9 < parameters < 7.5e9  # of the published model
+    limits = {"cache_fraction": None, "max_batch_size": 1, "max_tokens": 512, "max_image_tokens": 256}
+    _, memory = plan_service(sizes, None, memory_budget="8GiB", **limits)
+    assert memory.num_layers * memory.num_experts == 1536
+    assert 768 <= memory.slots < 1536
 
 
 def test_the_sizes_of_qwen3_vl_30b_a3b():

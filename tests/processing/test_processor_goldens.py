@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -87,3 +88,19 @@ def test_missing_files(tmp_path):
 def test_stop_tokens():
     processor = Processor.from_directory(GOLDENS)
     assert processor.decode(processor.eos_token_ids, skip_special_tokens=False) == "<|im_end|>"
+
+
+def test_stop_tokens_of_the_configs_come_before_the_tokenizers(tmp_path):
+    shutil.copytree(GOLDENS, tmp_path / "model")
+    for file, ids in (("config.json", 7), ("generation_config.json", [8, 9])):
+        path = tmp_path / "model" / file
+        values = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(values | {"eos_token_id": ids}))
+        assert Processor.from_directory(path.parent).eos_token_ids == tuple(np.atleast_1d(ids).tolist())
+
+
+def test_a_template_that_fails_in_its_own_way(tmp_path):
+    shutil.copytree(GOLDENS, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text("{% for i in range(10 ** 12) %}x{% endfor %}")
+    with pytest.raises(InputError, match="chat template refuses"):
+        Processor.from_directory(tmp_path / "model").apply_chat_template([{"role": "user", "content": "hello"}])

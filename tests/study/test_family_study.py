@@ -12,7 +12,7 @@ from expertflow_jax import cli
 from train import predictor
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "models"
-FAMILIES = ("mixtral_window", "olmoe_clip", "qwen2_moe_window", "qwen3_moe_stretched")
+FAMILIES = ("mixtral_window", "olmoe_clip", "qwen2_moe_window", "qwen3_moe_stretched", "switch_small_capacity")
 
 
 def run(module, *arguments: str) -> int:

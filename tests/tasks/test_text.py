@@ -1,10 +1,14 @@
 """Tasks on a user's own files: what is read, how documents are cut and scored, and clear refusals."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.tasks.encoding import encode_task
+from expertflow_jax.processing import Processor
+from expertflow_jax.tasks.digit_scenes import processor_files
+from expertflow_jax.tasks.encoding import encode_example, encode_task
 from expertflow_jax.tasks.registry import make_task
 
 
@@ -54,6 +58,27 @@ def test_bad_rows_are_named(tmp_path, line, said):
     task = make_task("text", written(tmp_path, "text/val.jsonl", line), "val")
     with pytest.raises(InputError, match=said):
         task.examples()
+
+
+@pytest.mark.parametrize(
+    "messages", ['["hi"]', '[{"role": "user"}]', '[{"role": "user", "content": [3]}]', '"hi"', "[]"]
+)
+def test_conversations_that_are_none_are_named(tmp_path, messages):
+    task = make_task("prompts", written(tmp_path, "prompts/val.jsonl", f'{{"messages": {messages}}}'), "val")
+    with pytest.raises(InputError, match='line 1: "messages": want') as caught:
+        task.examples()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_a_template_continues_prompts_and_refuses_images(tmp_path):
+    processor_files.build_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    processor = Processor.from_directory(tmp_path)
+    task = make_task("prompts", written(tmp_path, "prompts/val.jsonl", '{"prompt": "Read the top row."}'), "val")
+    (example,) = task.examples()
+    plain = processor.encode("Read the top row.").input_ids
+    np.testing.assert_array_equal(encode_example(processor, example).input_ids, plain)
+    with pytest.raises(InputError, match="takes no images"):
+        encode_example(processor, dataclasses.replace(example, image=np.zeros((8, 8, 3), np.uint8)))
 
 
 def test_missing_files_tokenizers_and_foreign_tokens_are_named(tmp_path):
