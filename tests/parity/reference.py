@@ -52,7 +52,7 @@ def random_model(case: str) -> torch.nn.Module:
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 1:
                 parameter.copy_(0.3 * noise + (0.0 if name.endswith("bias") else 1.0))
-            elif ("embed" in name or "shared" in name) and "proj" not in name and "patch" not in name:
+            elif name == "shared.weight" or ("embed" in name and "proj" not in name and "patch" not in name):
                 parameter.copy_(noise)
             else:
                 scale = (
