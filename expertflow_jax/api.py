@@ -307,7 +307,7 @@ class OffloadedModel:
         return Answer(_before(text, stop), generated.token_ids, generated.finished)
 
     def _forecaster(self) -> Forecaster:
-        if self._predictor is None or not self._engine.policy.uses_forecast:
+        if self._predictor is None or not self._engine.forecasts:
             return NoForecast()
         return PredictedForecast(self._predictor, self._engine.clock, None)
 

@@ -118,6 +118,16 @@ class ExpertCacheEngine:
             return VirtualLink(spec, self.clock, window or 2)
         return RealLink(spec, self.clock, self._changed, window)
 
+    @property
+    def forecasts(self) -> bool:
+        """Whether a forecast is of use: the policy reads it, and not every expert is in its slot."""
+        return self.policy.uses_forecast and self._scarce
+
+    @property
+    def _scarce(self) -> bool:
+        """Whether the policy has anything to decide."""
+        return self.pool.num_empty > 0 or self.num_slots < len(self.pool.slot_of)
+
     def warm_up(self) -> None:
         """Fills the slots before timing starts, the same way for every policy: experts in index order, spread evenly
         over the layers. Forgets what was there and what the policy had learnt; takes no time on the clock.
@@ -169,9 +179,10 @@ class ExpertCacheEngine:
             self._counts["steps"] += 1
             self._weigh()
             self._called_for, self._mispredicted = None, []
-            if horizon is not None and self.policy.uses_forecast:
+            if horizon is not None and self.forecasts:
                 self._called_for = (horizon[0] >= CALLED_FOR).reshape(-1)
-            self.policy.begin_step(horizon if self.policy.uses_forecast else None)
+            if self._scarce:
+                self.policy.begin_step(horizon if self.forecasts else None)
             self._link.pump(changed=True)
 
     def _weigh(self) -> None:
@@ -231,7 +242,8 @@ class ExpertCacheEngine:
             self._count(self.pool.slot_of[keys], hit)
             self._asked = layer
             self.pool.last_used[self.pool.slot_of[keys[hit]]] = self._tick
-            self.policy.observe(layer, requested)
+            if self._scarce:
+                self.policy.observe(layer, requested)
             self._background.update(dict.fromkeys(keys[self.pool.slot_of[keys] < 0].tolist()))
             while len(self._background) > self.num_slots:
                 del self._background[next(iter(self._background))]
@@ -283,7 +295,8 @@ class ExpertCacheEngine:
                 if self._called_for is not None and len(missing):
                     self._mispredicted = missing[~self._called_for[missing]].tolist()
                     self._counts["corrections"] += len(self._mispredicted)
-                self.policy.observe(layer, experts)
+                if self._scarce:
+                    self.policy.observe(layer, experts)
             pool.keep(slots)
             pool.last_used[slots] = self._tick
             self._pinning = True
@@ -350,7 +363,7 @@ class ExpertCacheEngine:
 
     def has_work(self) -> bool:
         """For the link, with the lock held: whether anything may want to travel."""
-        return bool(self._urgent or self._background) or self.policy.prefetches
+        return bool(self._urgent or self._background) or (self.policy.prefetches and self._scarce)
 
     def next_transfer(self) -> Transfer | None:
         """For the link, with the lock held: reserves a slot for what should travel now."""
@@ -361,7 +374,7 @@ class ExpertCacheEngine:
                 return None
             self._urgent.popleft()
             return self._reserve(key, slot, "urgent")
-        key = self.policy.next_prefetch()
+        key = self.policy.next_prefetch() if self._scarce else -1
         if key >= 0:
             slot = self._slot_for(key, urgent=False)
             if slot >= 0:

@@ -117,7 +117,7 @@ def _step(engine: ExpertCacheEngine, step: ReplayStep, experts: list[np.ndarray]
     """One step; returns its rounds. Under the real clock nothing is computed, and the link has real time alone."""
     costs, clock, rounds = machine.costs, engine.clock, 0
     attend = costs.attend_seconds(step.tokens)
-    engine.begin_step(step.horizon if engine.policy.uses_forecast else None)
+    engine.begin_step(step.horizon if engine.forecasts else None)
     for layer, asked in enumerate(experts):
         if not real:
             clock.spend(attend, "compute")

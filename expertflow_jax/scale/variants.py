@@ -205,7 +205,7 @@ def run(variant: Variant, steps: Sequence[ReplayStep], machine: Machine, cache_f
 def _replay(engine: ExpertCacheEngine, step: ReplayStep, machine: Machine, after_all: bool) -> list[int]:
     """As `simulation.replay`; with `after_all` a layer is computed in one go. Returns what each layer missed."""
     clock, costs, missed = engine.clock, machine.costs, []
-    if engine.policy.uses_forecast and step.horizon is not None:
+    if engine.forecasts and step.horizon is not None:
         clock.spend(costs.predictor_seconds(step.tokens), "predictor")
     engine.begin_step(step.horizon)
     for layer, rows in enumerate(step.rows):

@@ -56,7 +56,7 @@ def replay(
     """
     clock = engine.clock
     for step in steps:
-        if step.horizon is not None and engine.policy.uses_forecast:
+        if step.horizon is not None and engine.forecasts:
             clock.spend(costs.predictor_seconds(step.tokens), "predictor")
         engine.begin_step(step.horizon)
         for layer, rows in enumerate(step.rows):

@@ -247,7 +247,7 @@ def _forecaster(setting: Setting, cell: Cell, engine: ExpertCacheEngine, truth: 
     if cell.policy == "oracle":
         assert truth is not None, "the oracle runs after its all-resident reference"
         return TrueForecast(list(truth))
-    if engine.policy.uses_forecast:
+    if engine.forecasts:
         assert setting.predictor is not None, "the runner refuses such a cell without a predictor"
         return PredictedForecast(setting.predictor, engine.clock, setting.costs)
     return NoForecast()

@@ -96,7 +96,7 @@ def run_once(
         inside = engine.pool.key_of[engine.pool.key_of >= 0].tolist()
         session = InferenceSession(setup.stages, engine, make_miss_policy("wait"))
         session.records, session.samples_memory = [], sample_memory
-        forecasters = make_forecasters(window, variant.forecast, clock, truth, session)
+        forecasters = make_forecasters(window, variant.forecast if engine.forecasts else "none", clock, truth, session)
         started = window.start(session)
         if setup.replayed:
             setup.stages.foretell(window.routing())
