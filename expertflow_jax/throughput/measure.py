@@ -5,12 +5,15 @@ Axes: S slots, L MoE layers, E experts.
 
 import dataclasses
 import gc
+import itertools
 import time
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from expertflow_jax.inference.device_memory import bytes_in_use
+from expertflow_jax.inference.rows import GROUP_SIZES, expert_rows
 from expertflow_jax.inference.session import InferenceSession
 from expertflow_jax.offload.clock import Event, RealClock
 from expertflow_jax.offload.engine import ExpertCacheEngine
@@ -69,6 +72,23 @@ class Repeat:
     peak_device_bytes: int
     needed: np.ndarray
     inside: list[int]
+
+
+def compile_groups(window: Window) -> None:
+    """Compiles every group of experts that a round may consist of: which do depends on when experts arrive."""
+    stages, text = window.setup.own_stages, window.setup.config.text
+    found: dict[tuple[int, int], set[int]] = {}
+    for ids in window.routing():
+        batch, length, layers, top_k = ids.shape
+        for layer in range(layers):
+            rows = expert_rows(ids[:, :, layer].reshape(-1, top_k), window.setup.store.num_experts)
+            found.setdefault((batch, length), set()).update(rows.padded(int(expert)) for expert in rows.needed)
+    expert = tuple(jnp.zeros(shape, stages.layout.dtype) for shape in stages.layout.part_shapes)
+    for (batch, length), paddings in found.items():
+        y = jnp.zeros((batch, length, text.hidden_size), stages.dtype)
+        for padding, size in itertools.product(sorted(paddings), GROUP_SIZES):
+            out = stages.empty_output(batch * length, text.num_experts_per_tok)
+            stages.run_experts(out, y, np.full((size, padding), len(out) - 1, np.int32), [expert] * size)
 
 
 def run_once(

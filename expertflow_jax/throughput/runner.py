@@ -30,7 +30,7 @@ from expertflow_jax.throughput import sections, setups, timeline
 from expertflow_jax.throughput.gpus import scaled_link
 from expertflow_jax.throughput.grid import Cell, cells_of
 from expertflow_jax.throughput.limits import least_transfers, limit_seconds
-from expertflow_jax.throughput.measure import VARIANTS, Repeat, run_once
+from expertflow_jax.throughput.measure import VARIANTS, Repeat, compile_groups, run_once
 from expertflow_jax.throughput.results import Row, forecast_recall, make_row, read_rows, to_csv
 from expertflow_jax.throughput.routes import Recording, record
 from expertflow_jax.throughput.setups import Setup
@@ -196,6 +196,7 @@ def _run_cell(config: ml_collections.ConfigDict, models: Models, cell: Cell, wor
     plans = {name: window.plan(cell.cache_fraction, VARIANTS[name].forecast == "predictor") for name in cell.variants}
     resident_plan = window.plan(1.0, False)
     plans = {name: resident_plan if name == "resident" else memory for name, memory in plans.items()}
+    compile_groups(window)
     reference = run_once(window, VARIANTS["resident"], 0, link)  # compiles, and says what each step needs
     warm = {
         name: run_once(window, VARIANTS[name], plans[name].slots, link, reference.needed, sample_memory=True)

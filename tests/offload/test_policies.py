@@ -11,8 +11,9 @@ from expertflow_jax.offload.policies import POLICIES, make_policy
 from expertflow_jax.offload.slots import KEPT
 from expertflow_jax.offload.store import ExpertSizes
 from expertflow_jax.simulation.costs import ComputeCosts, Line
-from expertflow_jax.simulation.replay import replay, true_horizons
+from expertflow_jax.simulation.replay import ReplayStep, replay, true_horizons
 from expertflow_jax.simulation.synthetic import noisy_horizons, recall, synthetic_steps
+from expertflow_jax.throughput.limits import least_transfers
 
 LAYERS, EXPERTS = 6, 32
 FRACTIONS = [0.125, 0.25, 0.5, 0.75]
@@ -160,3 +161,25 @@ def test_names_are_looked_up_with_a_suggestion():
         assert make_policy(name).name == name
     with pytest.raises(InputError, match="did you mean 'oracle'"):
         make_policy("oracel")
+
+
+def test_a_forecast_is_of_use_until_every_expert_is_in_its_slot():
+    engine = ExpertCacheEngine(ExpertSizes(1, 4, 64), 4, "expertflow", "emulated(1,0)")
+    assert engine.forecasts  # the slots are empty
+    engine.warm_up()
+    assert not engine.forecasts
+    engine.policy.observe = engine.policy.next_prefetch = None  # nothing is asked any more
+    engine.begin_step(np.ones((1, 1, 4), np.float32))
+    assert [group for group, _ in engine.rounds(0, np.arange(4))] == [(0, 1, 2, 3)]
+    assert engine.stats()["hit_rate"] == 1
+
+
+def test_a_starved_prefetch_must_be_worth_its_victims_place():
+    """Two layers whose experts are all used in every step: each slot given to a prefetch costs a hit per step."""
+    steps = [ReplayStep(1, np.ones((2, 4), int)) for _ in range(8)]
+    engine = ExpertCacheEngine(ExpertSizes(2, 4, 10**6), 4, "expertflow", "emulated(0.001,0)")
+    engine.warm_up()
+    stats = replay(engine, true_horizons(steps, 8), COSTS)
+    needed = np.ones((8, 2, 4), bool)
+    least = least_transfers(needed, 4, [0, 1, 4, 5])
+    assert stats["bytes_transferred"] <= (least + 2) * 10**6  # before the first step has been weighed
