@@ -59,8 +59,7 @@ def _panel(axes: Axes, rows: Sequence[Row]) -> None:
         above = [row.tokens_per_second_max - row.tokens_per_second for row in line]
         x = [row.cache_fraction for row in line]
         axes.errorbar(x, middle, (below, above), color=colour, marker=marker, markersize=4, lw=1.2, label=variant)
-    best = sorted((row for row in rows if row.variant == "oracle"), key=lambda row: row.cache_fraction)
-    if best:
-        fractions, limits = [row.cache_fraction for row in best], [row.limit_tokens_per_second for row in best]
-        axes.plot(fractions, limits, "--", color="#D00000", lw=1, label="limit")
-    axes.set(ylim=(0, None), xlabel="cache fraction", ylabel="tokens/s")
+    # the same for all variants with as many slots
+    limits = {row.cache_fraction: row.limit_tokens_per_second for row in rows if row.variant != "resident"}
+    axes.plot(sorted(limits), [limits[x] for x in sorted(limits)], "--", color="#D00000", lw=1, label="limit")
+    axes.set(yscale="log", xlabel="cache fraction", ylabel="tokens/s")
