@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from expertflow_jax.inference.device_memory import bytes_in_use
-from expertflow_jax.inference.rows import GROUP_SIZES, expert_rows
+from expertflow_jax.inference.rows import GROUP_SIZES, SMALLEST_ROWS, expert_rows
 from expertflow_jax.inference.session import InferenceSession
 from expertflow_jax.offload.clock import Event, RealClock
 from expertflow_jax.offload.engine import ExpertCacheEngine
@@ -75,18 +75,21 @@ class Repeat:
 
 
 def compile_groups(window: Window) -> None:
-    """Compiles every group of experts that a round may consist of: which do depends on when experts arrive."""
+    """Compiles every group of experts that a round may consist of: which do depends on when experts arrive, and a model
+    that routes for itself may choose a little differently than recorded."""
     stages, text = window.setup.own_stages, window.setup.config.text
-    found: dict[tuple[int, int], set[int]] = {}
+    found: dict[tuple[int, int], int] = {}  # the most rows of an expert, padded
     for ids in window.routing():
         batch, length, layers, top_k = ids.shape
         for layer in range(layers):
             rows = expert_rows(ids[:, :, layer].reshape(-1, top_k), window.setup.store.num_experts)
-            found.setdefault((batch, length), set()).update(rows.padded(int(expert)) for expert in rows.needed)
+            most = max((rows.padded(int(expert)) for expert in rows.needed), default=1)
+            found[batch, length] = max(most, found.get((batch, length), 1))
     expert = tuple(jnp.zeros(shape, stages.layout.dtype) for shape in stages.layout.part_shapes)
-    for (batch, length), paddings in found.items():
+    for (batch, length), most in found.items():
         y = jnp.zeros((batch, length, text.hidden_size), stages.dtype)
-        for padding, size in itertools.product(sorted(paddings), GROUP_SIZES):
+        paddings = [1 << n for n in range(most.bit_length() + 1) if 1 << n >= min(most, SMALLEST_ROWS)]
+        for padding, size in itertools.product(paddings, GROUP_SIZES):
             out = stages.empty_output(batch * length, text.num_experts_per_tok)
             stages.run_experts(out, y, np.full((size, padding), len(out) - 1, np.int32), [expert] * size)
 
