@@ -163,7 +163,7 @@ def test_other_families_refuse_a_mask_and_patches_without_grids():
             {"image_grid_thw": None},
         ):
             with pytest.raises(InputError, match="image_grid_thw"):
-                model.logits(np.array([[5, 6]]), None, np.zeros((4, 96), np.float32), **images)
+                model.logits(np.array([[5, 6]]), pixel_values=np.zeros((4, 96), np.float32), **images)
 
 
 def tensors_of(path):

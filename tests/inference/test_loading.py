@@ -70,8 +70,16 @@ def stored(tmp_path_factory):
     return {"float32": GOLDENS / "base", "bfloat16": directory, "ungated": GOLDENS / "switch_small_capacity"}
 
 
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "ungated"])
-@pytest.mark.parametrize("expert_dtype", [None, "int8", "int4"])
+KINDS = ["float32", "bfloat16", "ungated"]
+EXPERT_DTYPES = [None, "int8", "int4"]
+COMBINATIONS = [  # every value once; all of them are slow
+    pytest.param(kind, dtype, marks=() if KINDS.index(kind) == EXPERT_DTYPES.index(dtype) else pytest.mark.slow)
+    for kind in KINDS
+    for dtype in EXPERT_DTYPES
+]
+
+
+@pytest.mark.parametrize(("kind", "expert_dtype"), COMBINATIONS)
 def test_offloaded_is_bit_identical_to_resident_from_all_tiers(stored, kind, expert_dtype):
     resident = answers(stored[kind], policy="resident", cache_fraction=1.0, expert_dtype=expert_dtype)
     least = host_minimum(stored[kind], expert_dtype)

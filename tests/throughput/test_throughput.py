@@ -19,14 +19,20 @@ def run(*arguments):
     return cli.run_command(throughput.main, description=throughput.__doc__, argv=command)
 
 
-def test_a_run_writes_rows_trace_and_report_and_goes_on_after_a_kill(tmp_path, capsys):
-    workdir = tmp_path / "run"
-    assert run(f"--workdir={workdir}") == 0
-    results = workdir / "results.jsonl"
-    lines = results.read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    variants = ["resident", "cache_moe", "expertflow", "expertflow(truth)"]
-    assert [row["variant"] for row in rows] == variants * 2
+VARIANTS = ["resident", "cache_moe", "expertflow", "expertflow(truth)"]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Of a finished run."""
+    folder = tmp_path_factory.mktemp("throughput") / "run"
+    assert run(f"--workdir={folder}") == 0
+    return folder
+
+
+def test_a_run_writes_rows_trace_and_report(workdir):
+    rows = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
+    assert [row["variant"] for row in rows] == VARIANTS * 2
     for row in rows:
         assert row["tokens_per_second_min"] <= row["tokens_per_second"] <= row["tokens_per_second_max"]
         assert 0 < row["peak_device_bytes"] <= row["memory_budget_bytes"]
@@ -38,18 +44,23 @@ def test_a_run_writes_rows_trace_and_report_and_goes_on_after_a_kill(tmp_path, c
     trace = json.loads((workdir / "trace.json").read_text())["traceEvents"]
     assert {"compute", "link"} <= {event.get("cat") for event in trace}
     summary = json.loads((workdir / "throughput.json").read_text())
-    assert set(summary["policies"]) == set(variants)
+    assert set(summary["policies"]) == set(VARIANTS)
     assert {"median", "min", "max"} == set(summary["policies"]["expertflow"]["tokens_per_second"])
     assert (workdir / "plots" / "timeline.png").stat().st_size
     report = (workdir / "report.md").read_text()
     for part in ("Timeline", "Targets", "Least memory", "Decode"):
         assert part in report
 
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_a_kill(workdir, capsys):
+    results = workdir / "results.jsonl"
+    lines = results.read_text().splitlines()
     results.write_text("\n".join(lines[:4]) + "\n" + lines[4][:20])  # killed within the second cell
     assert run(f"--workdir={workdir}") == 0
     again = results.read_text().splitlines()
     assert again[:4] == lines[:4]
-    assert [json.loads(line)["variant"] for line in again] == variants * 2
+    assert [json.loads(line)["variant"] for line in again] == VARIANTS * 2
     assert run(f"--workdir={workdir}", "--config.repeats=3") == 2
     assert "another config" in capsys.readouterr().err
 
