@@ -9,7 +9,7 @@ import itertools
 import time
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from expertflow_jax.inference.device_memory import bytes_in_use
@@ -82,16 +82,20 @@ def compile_groups(window: Window) -> None:
     for ids in window.routing():
         batch, length, layers, top_k = ids.shape
         for layer in range(layers):
-            rows = expert_rows(ids[:, :, layer].reshape(-1, top_k), window.setup.store.num_experts)
-            most = max((rows.padded(int(expert)) for expert in rows.needed), default=1)
+            layer_rows = expert_rows(ids[:, :, layer].reshape(-1, top_k), window.setup.store.num_experts)
+            most = max((layer_rows.padded(int(expert)) for expert in layer_rows.needed), default=1)
             found[batch, length] = max(most, found.get((batch, length), 1))
-    expert = tuple(jnp.zeros(shape, stages.layout.dtype) for shape in stages.layout.part_shapes)
+    # on the device by `device_put`, as slots and parameters are: arrays made by jnp count as others to the jit cache
+    memory = jax.sharding.SingleDeviceSharding(jax.local_devices()[0], memory_kind="device")
+    expert = tuple(jax.device_put(np.zeros(s, stages.layout.dtype), memory) for s in stages.layout.part_shapes)
     for (batch, length), most in found.items():
-        y = jnp.zeros((batch, length, text.hidden_size), stages.dtype)
+        y = jax.device_put(np.zeros((batch, length, text.hidden_size), stages.dtype), memory)
         paddings = [1 << n for n in range(most.bit_length() + 1) if 1 << n >= min(most, SMALLEST_ROWS)]
         for padding, size in itertools.product(paddings, GROUP_SIZES):
             out = stages.empty_output(batch * length, text.num_experts_per_tok)
-            stages.run_experts(out, y, np.full((size, padding), len(out) - 1, np.int32), [expert] * size)
+            rows = np.full((size, padding), len(out) - 1, np.int32)
+            for _ in range(2):  # a step's first group, and one that goes on
+                out = stages.run_experts(out, y, rows, [expert] * size)
 
 
 def run_once(
