@@ -192,8 +192,7 @@ class ExpertCacheEngine:
         if spec.emulated:
             transfer = spec.seconds_on_link(self.store.expert_bytes)
         else:
-            moved = sum(self._counts[f"{kind}_transfers"] for kind in ("urgent", "background"))
-            moved += self._counts["prefetches"]
+            moved = sum(self._counts[kind] for kind in ("urgent_transfers", "prefetches", "background_transfers"))
             transfer = (self._link.busy_seconds - self._link_seconds_before) / max(moved, 1)
         self.policy.working = balance.working
         self.policy.hidden = balance.layer_seconds / transfer if transfer > 0 else float("inf")

@@ -33,7 +33,7 @@ GAIN = 1.1  # a prefetch must be worth this many times its victim
 # chance from 0 to 1 did as well as these three.
 LIKELY = ((0.5, 0.3), (0.15, 0.75), (0.0, 1.0))
 
-# Where compute waits for more than the rest of the time, every transfer counts, so
+# Where compute waits for all but this share of the time, every transfer counts, so
 # - a prefetch has to be worth its victim's place until then: P(use) x what it hides of the transfer > D x the victim's
 #   value, D layer-steps until the use. With few experts per layer it rarely is, with many layers it often is;
 # - an urgent transfer waits until the running layer's hits have been computed if the best victim is among them.
