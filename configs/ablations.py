@@ -1,4 +1,4 @@
-"""Variants of the engine on the trained model's routing, and on that routing carried over to a 30B model's shape.
+"""Variants of the engine on the trained model's routing, and on that routing carried over to larger models' shapes.
 
 python -m eval.ablations --config=configs/ablations.py --workdir=runs/ablations
 """
@@ -16,8 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.new_tokens = 3  # decode steps of each
     config.costs = "configs/costs/digit_scenes_moe_cpu.json"  # of the model itself
     config.link = "emulated(0.14,2)"  # the study's
-    config.shape = "qwen3_vl_30b_a3b"  # full size, on the GPU below
-    config.num_layers = 48
+    config.shapes = (("qwen3_vl_30b_a3b", 48), ("mixtral_8x7b", 32))  # and their layers: full size, on the GPU below
     config.gpu = "rtx4090"
     config.batch_sizes = (1, 8)
     config.cache_fractions = (0.25, 0.5)

@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.predictor = ml_collections.ConfigDict({"width": 96, "depth": 2, "heads": 4, "hidden": 256})
 
     config.training = ml_collections.ConfigDict()
-    config.training.steps = 1_500
+    config.training.steps = 6_000
     config.training.batch_size = 64
     config.training.learning_rate = 6e-3
     config.training.final_lr_fraction = 0.02
@@ -41,6 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.training.loss = "bce"  # a proper score: probabilities of tokens are combined over a batch
     config.training.positive_weight = 1.0
     config.training.decode_weight = 1.0  # of a decoded token, against one of the prompt
+    config.training.following_weight = 0.3  # of the forecast of the next token, against that of the token itself
     config.training.log_every = 50
     config.training.checkpoint_every = 250
 

@@ -21,4 +21,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.sequences.held_out = ml_collections.ConfigDict({"text": 100, "prompts": 0})
     config.sequences.out_of_distribution = 0
     config.record_batch_size = 16
+    config.training.steps = 1_500
     return config

@@ -1,7 +1,9 @@
 """Where a step's forecast comes from: nowhere, the trained predictor, or the recorded truth.
 
 A forecast for the engine is a *horizon* float32 [H, L, E]: the probability that this step (index 0) and each of
-the following ones uses an expert. Axes: H steps, B sequences, T tokens, D model width, L MoE layers, E experts.
+the following ones uses an expert. It looks beyond the batch: whoever knows what waits in the queue says so with
+`expect`, and the batch's last steps keep the next batch's experts rather than those they have just used.
+Axes: H steps, B sequences, T tokens, D model width, L MoE layers, E experts.
 """
 
 import contextlib
@@ -18,23 +20,37 @@ from expertflow_jax.simulation.costs import ComputeCosts
 
 
 class Forecaster(Protocol):
-    """Gives the horizon of each step, in the order in which steps run."""
+    """Gives the horizon of each step, in the order in which steps run.
 
-    def prefill(self, x: jax.Array, lengths: np.ndarray, visits: np.ndarray | None = None) -> np.ndarray | None:
+    `ends`: no step of this batch will follow.
+    """
+
+    def prefill(
+        self, x: jax.Array, lengths: np.ndarray, visits: np.ndarray | None = None, *, ends: bool = False
+    ) -> np.ndarray | None:
         """Horizon for prefilling embeddings x [B, T, D]; visits: see `PromptBatch.visits`."""
 
-    def decode(self, x: jax.Array, active: np.ndarray) -> np.ndarray | None:
+    def decode(self, x: jax.Array, active: np.ndarray, *, ends: bool = False) -> np.ndarray | None:
         """Horizon for decoding embeddings x [B, 1, D]; active bool [B]."""
+
+    def expect(self, queued: np.ndarray | None) -> None:
+        """What the first step after this batch will use, as far as it is known: float32 [L, E], probabilities; None:
+        nothing is. Said before the batch's first step, and forgotten with its last."""
 
 
 class NoForecast:
     """For policies that cache without looking ahead."""
 
-    def prefill(self, x: jax.Array, lengths: np.ndarray, visits: np.ndarray | None = None) -> np.ndarray | None:
+    def prefill(
+        self, x: jax.Array, lengths: np.ndarray, visits: np.ndarray | None = None, *, ends: bool = False
+    ) -> np.ndarray | None:
         return None
 
-    def decode(self, x: jax.Array, active: np.ndarray) -> np.ndarray | None:
+    def decode(self, x: jax.Array, active: np.ndarray, *, ends: bool = False) -> np.ndarray | None:
         return None
+
+    def expect(self, queued: np.ndarray | None) -> None:
+        pass
 
 
 class TrueForecast:
@@ -46,11 +62,16 @@ class TrueForecast:
         self._look_ahead = look_ahead
         self._step = 0
 
-    def prefill(self, x: jax.Array, lengths: np.ndarray, visits: np.ndarray | None = None) -> np.ndarray | None:
+    def prefill(
+        self, x: jax.Array, lengths: np.ndarray, visits: np.ndarray | None = None, *, ends: bool = False
+    ) -> np.ndarray | None:
         return self._next()
 
-    def decode(self, x: jax.Array, active: np.ndarray) -> np.ndarray | None:
+    def decode(self, x: jax.Array, active: np.ndarray, *, ends: bool = False) -> np.ndarray | None:
         return self._next()
+
+    def expect(self, queued: np.ndarray | None) -> None:
+        pass
 
     def _next(self) -> np.ndarray:
         horizon = self._needed[self._step : self._step + self._look_ahead]
@@ -58,12 +79,21 @@ class TrueForecast:
         return horizon
 
 
-class PredictedForecast:
-    """The routing path predictor on this batch, with its own cost on the clock.
+def join_horizon(
+    now: np.ndarray, following: np.ndarray, queued: np.ndarray | None, *, ends: bool = False
+) -> np.ndarray:
+    """Horizon float32 [H, L, E] of what this step, this batch's next one and the queue's first use, each [L, E]."""
+    rows = [now]
+    if not ends:
+        rows.append(following)
+    if queued is not None:
+        rows.append(queued)
+    return np.stack(rows)
 
-    The step after this one is estimated too: after a prefill from the last token of each prompt, in decoding from
-    the token at hand, since successive tokens of a sequence route alike.
-    """
+
+class PredictedForecast:
+    """The routing path predictor on this batch, with its own cost on the clock: of the tokens at hand, and of the one
+    after each sequence's last."""
 
     def __init__(self, predictor: Predictor, clock: Clock, costs: ComputeCosts | None):
         self._predictor = predictor
@@ -71,25 +101,40 @@ class PredictedForecast:
         self._costs = costs
         self._cache: PredictorCache | None = None
         self._visits: np.ndarray | None = None
+        self._queued: np.ndarray | None = None
 
-    def prefill(self, x: jax.Array, lengths: np.ndarray, visits: np.ndarray | None = None) -> np.ndarray | None:
+    def expect(self, queued: np.ndarray | None) -> None:
+        self._queued = queued
+
+    def prefill(
+        self, x: jax.Array, lengths: np.ndarray, visits: np.ndarray | None = None, *, ends: bool = False
+    ) -> np.ndarray | None:
         with predictor_time(self._clock, self._costs, int(lengths.sum())):
             probs, self._cache = self._predictor.prefill(x, lengths)
-        rows = np.arange(len(lengths))
         if visits is not None:
             probs = probs * visits[..., None]
-            self._visits = visits[rows, np.maximum(lengths - 1, 0)][:, None, :, None]
-        last = probs[rows, np.maximum(lengths - 1, 0)][:, None]
-        return np.stack([step_forecast(probs, lengths), step_forecast(last, (lengths > 0).astype(np.int32))])
+            self._visits = visits[np.arange(len(lengths)), np.maximum(lengths - 1, 0)][:, None, :, None]
+        return self._horizon(probs, lengths, ends)
 
-    def decode(self, x: jax.Array, active: np.ndarray) -> np.ndarray | None:
+    def decode(self, x: jax.Array, active: np.ndarray, *, ends: bool = False) -> np.ndarray | None:
         assert self._cache is not None, "prefill comes before decode"
+        lengths = active.astype(np.int32)
         with predictor_time(self._clock, self._costs, int(active.sum())):
             probs, self._cache = self._predictor.decode(x, self._cache)
         if self._visits is not None:
             probs = probs * self._visits
-        forecast = step_forecast(probs, active.astype(np.int32))
-        return np.stack([forecast, forecast])
+        return self._horizon(probs, lengths, ends)
+
+    def following(self, active: np.ndarray) -> np.ndarray:
+        """float32 [L, E], what the next token of the sequences `active` bool [B] will use."""
+        assert self._cache is not None, "something has to be read first"
+        probs = self._cache.following[:, None]
+        if self._visits is not None:
+            probs = probs * self._visits
+        return step_forecast(probs, active.astype(np.int32))
+
+    def _horizon(self, probs: np.ndarray, lengths: np.ndarray, ends: bool) -> np.ndarray:
+        return join_horizon(step_forecast(probs, lengths), self.following(lengths > 0), self._queued, ends=ends)
 
 
 @contextlib.contextmanager

@@ -53,7 +53,8 @@ def generate_batch(
     count, size = len(prompts), len(batch.lengths)
     x, deepstack = session.embed(batch)
     sequences = session.start(batch, max(max_new_tokens))
-    horizon = forecaster.prefill(x, batch.lengths, batch.visits(session.stages.config.text))
+    visits = batch.visits(session.stages.config.text)
+    horizon = forecaster.prefill(x, batch.lengths, visits, ends=max(max_new_tokens) <= 1)
     hidden = session.prefill(batch, sequences, x, deepstack, horizon)
     logits = session.last_logits(hidden, batch.lengths)
 
@@ -79,7 +80,9 @@ def generate_batch(
         if not active.any():
             break
         x = session.stages.embed(np.where(active, tokens, 0)[:, None].astype(np.int32), None, None)
-        hidden = session.decode(sequences, x, active, forecaster.decode(x, active))
+        left = [max_new_tokens[i] - len(answers[i]) for i in np.flatnonzero(active[:count]).tolist()]
+        horizon = forecaster.decode(x, active, ends=max(left) <= 1)
+        hidden = session.decode(sequences, x, active, horizon)
         logits = session.last_logits(hidden, active.astype(np.int32))
         step += 1
     return [Generated(answers[i], first_logits[i], digests[i].hexdigest(), bool(finished[i])) for i in range(count)]

@@ -43,7 +43,7 @@ def score_batch(
     count = len(prompts)
     x, deepstack = session.embed(batch)
     sequences = session.start(batch, 0)
-    horizon = forecaster.prefill(x, batch.lengths, batch.visits(session.stages.config.text))
+    horizon = forecaster.prefill(x, batch.lengths, batch.visits(session.stages.config.text), ends=True)
     hidden = session.prefill(batch, sequences, x, deepstack, horizon)
     first = np.zeros(count, np.int32) if batch.encoder_lengths is None else batch.encoder_lengths[:count]
     longest = int(batch.lengths.max())

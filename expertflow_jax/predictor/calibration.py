@@ -44,26 +44,27 @@ def fit_scale_and_bias(logits: np.ndarray, used: np.ndarray, *, iterations: int 
 
 
 def fit_layers(
-    logits: np.ndarray, experts: np.ndarray, *, limit: int = 20_000, seed: int = 0
+    logits: np.ndarray, experts: np.ndarray, counted: np.ndarray, *, limit: int = 20_000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scale and bias of every layer.
 
     Args:
       logits: float [n, L, E] of n tokens.
-      experts: int [n, L, K], -1 for none; a (token, layer) without experts is left out.
+      experts: int [..., L, K] of as many, -1 for none.
+      counted: bool [..., L]; the rest is left out.
       limit: tokens used at most, drawn at random.
 
     Returns:
       scale float32 [L], bias float32 [L].
     """
     n, layers, num_experts = logits.shape
+    experts, counted = experts.reshape(n, layers, -1), counted.reshape(n, layers)
     rows = np.random.default_rng(seed).permutation(n)[:limit]
     scale, bias = np.ones(layers, np.float32), np.zeros(layers, np.float32)
     for layer in range(layers):
-        chosen = experts[rows, layer]
-        routed = (chosen >= 0).any(-1)
-        used = (chosen[routed][..., None] == np.arange(num_experts)).any(1)
-        scale[layer], bias[layer] = fit_scale_and_bias(logits[rows, layer][routed], used)
+        counts = rows[counted[rows, layer]]
+        used = (experts[counts, layer][..., None] == np.arange(num_experts)).any(1)
+        scale[layer], bias[layer] = fit_scale_and_bias(logits[counts, layer], used)
     return scale, bias
 
 

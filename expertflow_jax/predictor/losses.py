@@ -31,15 +31,17 @@ def routing_loss(
     kind: str = "bce",
     positive_weight: float = 1.0,
     token_weights: jax.Array | None = None,
+    counted: jax.Array | None = None,
 ) -> jax.Array:
-    """Mean loss per token and layer that has experts.
+    """Mean loss per token and layer that counts.
 
     Args:
       logits: float32 [B, T, L, E].
-      experts: int32 [B, T, L, K], -1 for none; a (token, layer) without any is left out.
+      experts: int32 [B, T, L, K], -1 for none.
       kind: "bce" or "softmax".
       positive_weight: weight of a chosen expert against one not chosen ("bce" only).
       token_weights: float32 [B, T] or None (all 1).
+      counted: bool [B, T, L]; None: the layers at which the token has an expert.
 
     Returns:
       float32 scalar, nats.
@@ -56,7 +58,7 @@ def routing_loss(
         per_layer = -(share * jax.nn.log_softmax(logits, axis=-1)).sum(-1)
     else:
         raise InputError(f"loss {kind!r}: choose one of {', '.join(LOSSES)}")
-    weight = (experts >= 0).any(-1).astype(jnp.float32)
+    weight = ((experts >= 0).any(-1) if counted is None else counted).astype(jnp.float32)
     if token_weights is not None:
         weight = weight * token_weights[..., None]
     return (weight * per_layer).sum() / jnp.maximum(weight.sum(), 1e-9)

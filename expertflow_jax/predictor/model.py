@@ -6,7 +6,10 @@ before the model computes. Theirs is an encoder-decoder over tokens; this one re
 input embeddings, so that image and text tokens enter alike, is causal with its own KV cache, so that it
 follows decoding token by token, and has one head per MoE layer (DESIGN section 8). It is pre-norm, with
 rotary positions, so any length works.
-Axes: B batch, T tokens, S cache positions, D width of the served model, W width of the predictor, H heads,
+
+Beyond the paper, further heads forecast the *following* token, which nobody has read yet: what a decode step leaves in
+the cache should be what the next one needs, and successive tokens of a sequence do not route alike.
+Axes: B batch, T tokens, G of them, S cache positions, D width of the served model, W width of the predictor, H heads,
 N blocks, L MoE layers, E experts.
 """
 
@@ -131,23 +134,38 @@ class Block(nnx.Module):
         return x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x)))), (k, v)
 
 
+class Heads(nnx.Module):
+    """Features of all depths -> logits of every expert at every MoE layer."""
+
+    def __init__(self, config: PredictorConfig, *, rngs: nnx.Rngs):
+        # An early MoE layer routes by little more than the token itself, a late one by context: each head
+        # chooses its mixture of the depths.
+        self.mixture = nnx.Param(jnp.zeros((config.moe_layers, config.depth + 1)))
+        shape = (config.moe_layers, config.width, config.num_experts)
+        self.weights = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
+        odds = config.top_k / config.num_experts
+        bias = jnp.log(odds) - jnp.log1p(-min(odds, 0.999))
+        self.bias = nnx.Param(jnp.full((config.moe_layers, config.num_experts), bias))
+
+    def __call__(self, features: Array) -> Array:
+        """features [N + 1, M, W] of M tokens -> logits float32 [M, L, E]."""
+        share = jax.nn.softmax(self.mixture[...] + jnp.arange(len(features)), axis=-1)
+        mixed = jnp.einsum("ln,nmw->lmw", share, features)
+        logits = jnp.einsum("lmw,lwe->lme", mixed, self.weights[...]) + self.bias[...][:, None]
+        return logits.transpose(1, 0, 2)
+
+
 class RoutingPathPredictor(nnx.Module):
-    """Input embeddings -> logits of every expert at every MoE layer, for every token."""
+    """Input embeddings -> logits of every expert at every MoE layer, for every token and for the one after it."""
 
     def __init__(self, config: PredictorConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.input_norm = nnx.RMSNorm(config.input_width, rngs=rngs)
         self.project = nnx.Linear(config.input_width, config.width, rngs=rngs)
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.depth)])
-        # An early MoE layer routes by little more than the token itself, a late one by context: each head
-        # chooses its mixture of the depths.
-        self.mixture = nnx.Param(jnp.zeros((config.moe_layers, config.depth + 1)))
         self.norm = nnx.RMSNorm(config.width, rngs=rngs)
-        shape = (config.moe_layers, config.width, config.num_experts)
-        self.heads = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
-        odds = config.top_k / config.num_experts
-        bias = jnp.log(odds) - jnp.log1p(-min(odds, 0.999))
-        self.bias = nnx.Param(jnp.full((config.moe_layers, config.num_experts), bias))
+        self.heads = Heads(config, rngs=rngs)
+        self.following = Heads(config, rngs=rngs)
 
     def __call__(
         self,
@@ -155,19 +173,23 @@ class RoutingPathPredictor(nnx.Module):
         cache: tuple[Array, Array] | None = None,
         start: Array | None = None,
         lengths: Array | None = None,
-    ) -> tuple[Array, tuple[Array, Array] | None]:
-        """Forecasts T tokens of each sequence.
+        before: Array | None = None,
+    ) -> tuple[Array, Array, tuple[Array, Array] | None]:
+        """Forecasts T tokens of each sequence, and those that follow some of them.
 
         Args:
           embeddings: [B, T, D], right-padded; padding never reaches a valid token (attention is causal).
           cache: None to attend to these tokens only, or keys and values, each [N, B, S, H, Dh].
           start: int32 [B], tokens already in the cache; 0 without a cache.
           lengths: int32 [B], valid tokens of `embeddings`; the rest is kept out of the cache.
+          before: int32 [B, G], places in `embeddings` whose following tokens are asked for; None: all T.
 
         Returns:
-          logits float32 [B, T, L, E] and the updated cache (None without one).
+          logits float32 [B, T, L, E] of the tokens, logits float32 [B, G, L, E] of the tokens after `before`, and the
+          updated cache (None without one).
         """
         b, t, _ = embeddings.shape
+        c = self.config
         begin = jnp.zeros((b,), jnp.int32) if start is None else start
         offset = jnp.arange(t, dtype=jnp.int32)
         positions = begin[:, None] + offset
@@ -186,8 +208,9 @@ class RoutingPathPredictor(nnx.Module):
             keys.append(k)
             values.append(v)
         features = jnp.stack([self.norm(depth) for depth in depths])
-        share = jax.nn.softmax(self.mixture[...] + jnp.arange(len(depths)), axis=-1)
-        mixed = jnp.einsum("ln,nmw->lmw", share, features)
-        logits = jnp.einsum("lmw,lwe->lme", mixed, self.heads[...]) + self.bias[...][:, None]
-        logits = logits.transpose(1, 0, 2).reshape(b, t, *self.bias.shape)
-        return logits, (None if cache is None else (jnp.stack(keys), jnp.stack(values)))
+        logits = self.heads(features).reshape(b, t, c.moe_layers, c.num_experts)
+        if before is not None:
+            asked = features.reshape(-1, b, t, c.width)[:, jnp.arange(b)[:, None], before]
+            features = asked.reshape(len(features), -1, c.width)
+        following = self.following(features).reshape(b, -1, c.moe_layers, c.num_experts)
+        return logits, following, (None if cache is None else (jnp.stack(keys), jnp.stack(values)))

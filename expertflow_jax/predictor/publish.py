@@ -14,11 +14,13 @@ TITLES = {
     "predictor": "routing path predictor",
     "popularity": "expert popularity",
     "speculative": "next layer's router (speculative)",
+    "persistence": "experts of the token before",
 }
 # Told apart by marker and dash as well as by colour.
 STYLES = {
     "predictor": ("#0072b2", "o", "-"),
     "speculative": ("#d55e00", "s", "--"),
+    "persistence": ("#009e73", "d", "-."),
     "popularity": ("#555555", "^", ":"),
 }
 
@@ -29,17 +31,21 @@ def fetched(rows: Mapping[str, Any]) -> list[int]:
 
 
 def plot_recall(metrics: Mapping[str, Any], path: Path) -> None:
-    """Recall over experts fetched per layer, a column per split: of single tokens above, of a batch's steps below."""
+    """Recall over experts fetched per layer, a column per split: of single tokens above, of the tokens after them, of a
+    batch's steps below."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     phases = list(dict.fromkeys(phase for values in metrics.values() for phase in values["step"]))
-    shape = (1 + len(phases), len(metrics))
+    answers = any(values["token"]["following"] for values in metrics.values())
+    shape = (1 + answers + len(phases), len(metrics))
     figure, axes = plt.subplots(*shape, figsize=(5 * shape[1], 4 * shape[0]), squeeze=False, sharey=True)
     for column, (split, values) in enumerate(metrics.items()):
         panels = [("of a token", values["token"]["all"])]
+        if answers:
+            panels.append(("of the next token", values["token"]["following"]))
         for phase in phases:
             about = f"of a {phase} step of {values['batch_size']} sequences"
             panels.append((about, values["step"].get(phase, {})))
@@ -56,7 +62,8 @@ def plot_recall(metrics: Mapping[str, Any], path: Path) -> None:
             axis.set_title(f"{split.replace('_', ' ')}: experts {what}", fontsize=10)
             axis.set_xlabel("experts fetched per layer")
             axis.grid(alpha=0.3)
-        axes[0, column].legend(loc="lower right", fontsize=8)
+        for axis in axes[: 1 + answers, column]:
+            axis.legend(loc="lower right", fontsize=8)
     for row in axes:
         row[0].set_ylabel("recall, all layers")
     figure.tight_layout()
@@ -113,12 +120,18 @@ def markdown(metrics: Mapping[str, Any]) -> str:
         parts.append(f"## {split.replace('_', ' ')}: {values['sequences']} sequences, {values['tokens']} tokens\n")
         parts.append("Experts of a token, all layers:\n\n" + recall_table(tokens["all"]))
         parts.append("By layer:\n\n" + token_table(tokens["all"], count, True))
-        parts.append("\n\n".join(["Decoded tokens alone:", token_table(tokens["decode"], count, False)]))
+        if tokens["following"]:
+            parts.append("\n\n".join(["Decoded tokens alone:", token_table(tokens["decode"], count, False)]))
+            parts.append(_following_table(tokens["following"]))
         parts.append(_step_tables(values))
         for phase, found in values["reliability"].items():
             about = f"of {phase} steps, {size} sequences: mean error {found['calibration_error']:.3f}"
             parts.append(f"Calibration {about}\n\n" + reliability_table(found["bins"]))
     return "\n".join(parts)
+
+
+def _following_table(methods: Mapping[str, Any]) -> str:
+    return "Decoded tokens, forecast one token earlier:\n\n" + recall_table(methods)
 
 
 def _step_tables(values: Mapping[str, Any]) -> str:
@@ -142,15 +155,16 @@ def card(metrics: Mapping[str, Any], facts: Mapping[str, Any], config: Mapping[s
     found = metrics["held_out"]
     return f"""# A routing path predictor
 
-Forecasts, from a token's input embedding and those before it, which experts the token will use at every MoE layer of
-`{facts["model"]}` (fingerprint `{facts["model_fingerprint"]}`); of any other model it is refused. The idea is
-ExpertFlow's (2410.17954). {facts["parameters"]:,} parameters, {facts["bytes"]:,} bytes.
+Forecasts, from a token's input embedding and those before it, which experts the token, and the one after it, will
+use at every MoE layer of `{facts["model"]}` (fingerprint `{facts["model_fingerprint"]}`); of any other model it is
+refused. The idea is ExpertFlow's (2410.17954). {facts["parameters"]:,} parameters, {facts["bytes"]:,} bytes.
 
 Rebuild: `{facts["command"]}` (seed {facts["seed"]})
 
 Held-out traces ({found["sequences"]} sequences), experts of a token, all layers:
 
 {recall_table(found["token"]["all"])}
+{_following_table(found["token"]["following"]) if found["token"]["following"] else ""}
 {_step_tables(found)}
 Config:
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from expertflow_jax.predictor.baselines import Popularity, Speculation
-from expertflow_jax.predictor.metrics import Scorer, TokenMeter, step_metrics, step_reliability
+from expertflow_jax.predictor.metrics import Scorer, TokenMeter, step_metrics, step_reliability, used_mask
 from expertflow_jax.predictor.runtime import Predictor
 from expertflow_jax.predictor.training import predict
 from expertflow_jax.routing.trace import RoutingTrace
@@ -42,9 +42,10 @@ def evaluate(
       batch_size: sequences per batch in the step metrics.
 
     Returns:
-      split -> {"sequences", "tokens", "batch_size", "token": {"all" | "decode": `TokenMeter.result`}, "step":
-      `step_metrics`, "reliability": `step_reliability`}. `speculative` is there if the traces recorded it; where it
-      sees nothing, at the first layer, it forecasts as popularity does.
+      split -> {"sequences", "tokens", "batch_size", "token": {"all" | "decode" | "following": `TokenMeter.result`},
+      "step": `step_metrics`, "reliability": `step_reliability`}. `speculative` is there if the traces recorded it;
+      where it sees nothing, at the first layer, it forecasts as popularity does. "following" is of decoded tokens,
+      forecast one token earlier; `persistence` then expects the experts of the token before.
     """
     popular = Popularity.fit(train)
     guess = None if train.speculative is None else Speculation.fit(train)
@@ -53,13 +54,15 @@ def evaluate(
         trace = traces.trace
         counts = fetch_counts(trace.top_k, trace.num_experts)
         meters = {phase: TokenMeter(trace.num_experts, trace.top_k, counts) for phase in ("all", "decode")}
+        following = TokenMeter(trace.num_experts, trace.top_k, counts)
         # float16 keeps a whole split's forecasts in memory; its rounding is far below what ranks differ by.
         probs = np.zeros((*trace.experts.shape[:3], trace.num_experts), np.float16)
         for begin in range(0, len(traces), BLOCK):
             rows = slice(begin, begin + BLOCK)
             part = traces.select(rows)
-            scores = predict(predictor, part)
+            scores, next_scores = predict(predictor, part)
             probs[rows] = scores
+            _add_following(following, part.trace, next_scores, popular)
             for phase, meter in meters.items():
                 mask = part.trace.token_mask(phase)
                 experts = part.trace.experts[mask]
@@ -72,11 +75,22 @@ def evaluate(
             "sequences": len(trace),
             "tokens": trace.num_tokens,
             "batch_size": batch_size,
-            "token": {phase: meter.result() for phase, meter in meters.items()},
+            "token": {phase: meter.result() for phase, meter in (meters | {"following": following}).items()},
             "step": step_metrics(trace, scorers, batch_size=batch_size, seed=seed),
             "reliability": step_reliability(trace, probs, batch_size=batch_size, seed=seed),
         }
     return out
+
+
+def _add_following(meter: TokenMeter, trace: RoutingTrace, scores: np.ndarray, popular: Popularity) -> None:
+    """Adds forecasts [N, T, L, E] of the tokens after each, where those are decoded."""
+    decoded = trace.token_mask("decode")[:, 1:]
+    if not decoded.any():
+        return
+    experts = trace.experts[:, 1:][decoded]
+    meter.add("predictor", scores[:, :-1][decoded], experts)
+    meter.add("persistence", used_mask(trace.experts[:, :-1][decoded], trace.num_experts).astype(np.float32), experts)
+    meter.add("popularity", popular.scores(experts), experts)
 
 
 def fetch_counts(top_k: int, num_experts: int) -> list[int]:

@@ -39,11 +39,14 @@ class PredictorCache:
     Attributes:
       keys, values: float32 [N, B', S, H, Dh], B' >= B and S rounded up to powers of two.
       lengths: int32 [B], tokens seen of each sequence (host).
+      following: float32 [B, L, E] (host), the forecast of the token after the last one seen: P(there is one and it
+        uses the expert).
     """
 
     keys: jax.Array
     values: jax.Array
     lengths: np.ndarray
+    following: np.ndarray
 
     @property
     def nbytes(self) -> int:
@@ -55,21 +58,21 @@ class PredictorCache:
         index = np.zeros(bucket(len(lengths)), np.int32)
         index[: len(lengths)] = rows
         keys, values = _gather(self.keys, self.values, index)
-        return PredictorCache(keys, values, lengths)
+        return PredictorCache(keys, values, lengths, self.following[np.asarray(rows, np.int64)])
 
     @classmethod
     def concatenate(cls, caches: Sequence["PredictorCache"]) -> "PredictorCache":
         """Joins batches (for regrouping sequences between steps); the parts stay usable."""
         size = max(cache.keys.shape[2] for cache in caches)
         grown = [_grow(cache, size) for cache in caches]
-        lengths = np.concatenate([cache.lengths for cache in caches])
+        lengths, following = (np.concatenate([getattr(c, name) for c in caches]) for name in ("lengths", "following"))
         pad = bucket(len(lengths)) - len(lengths)
 
         def join(name: str) -> jax.Array:
             parts = [getattr(cache, name)[:, : len(cache.lengths)] for cache in grown]
             return jnp.pad(jnp.concatenate(parts, axis=1), [(0, 0), (0, pad)] + [(0, 0)] * 3)
 
-        return cls(join("keys"), join("values"), lengths)
+        return cls(join("keys"), join("values"), lengths, following)
 
 
 @jax.jit
@@ -82,20 +85,31 @@ def _grow(cache: PredictorCache, size: int) -> PredictorCache:
     if extra <= 0:
         return cache
     widths = [(0, 0), (0, 0), (0, extra), (0, 0), (0, 0)]
-    return PredictorCache(jnp.pad(cache.keys, widths), jnp.pad(cache.values, widths), cache.lengths)
+    return dataclasses.replace(cache, keys=jnp.pad(cache.keys, widths), values=jnp.pad(cache.values, widths))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(5, 6))
 def _extend(graph, reduce: bool, state, scale, bias, keys, values, x, start, lengths):
-    """One chunk: probabilities [B, T, L, E], or with `reduce` log P(unused by the chunk) [B, L, E]; the
-    cache."""
+    """One chunk: probabilities [B, T, L, E], or with `reduce` log P(unused by the chunk) [B, L, E]; those of the token
+    after its last valid one [B, L, E]; the cache."""
     model = nnx.merge(graph, state)
-    logits, cache = model(x, (keys, values), start, lengths)
-    z = scale[:, None] * logits + bias[:, None]
+    last = jnp.maximum(lengths - 1, 0)[:, None]
+    logits, following, cache = model(x, (keys, values), start, lengths, last)
+    z, after = _calibrated(logits, 0, scale, bias), jax.nn.sigmoid(_calibrated(following[:, 0], 1, scale, bias))
     if not reduce:
-        return jax.nn.sigmoid(z), *cache
+        return jax.nn.sigmoid(z), after, *cache
     valid = jnp.arange(x.shape[1]) < lengths[:, None]
-    return jnp.where(valid[:, :, None, None], -jax.nn.softplus(z), 0.0).sum(1), *cache
+    return jnp.where(valid[:, :, None, None], -jax.nn.softplus(z), 0.0).sum(1), after, *cache
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _every_token(graph, state, scale, bias, x):
+    logits, following, _ = nnx.merge(graph, state)(x)
+    return tuple(jax.nn.sigmoid(_calibrated(z, which, scale, bias)) for which, z in enumerate((logits, following)))
+
+
+def _calibrated(logits: jax.Array, which: int, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    return scale[which][:, None] * logits + bias[which][:, None]
 
 
 class Predictor:
@@ -108,6 +122,7 @@ class Predictor:
       popularity: float32 [L, E], fraction of training tokens that chose the expert; the best forecast for
         steps of which nothing is known yet.
       metrics: what it was measured to do on traces it was not trained on.
+      scale, bias: float32 [2, L], calibration of a token's own forecast and of the following token's.
     """
 
     def __init__(
@@ -128,11 +143,11 @@ class Predictor:
         self.metrics = dict(metrics or {})
         self._graph, _ = nnx.split(nnx.eval_shape(lambda: RoutingPathPredictor(config, rngs=nnx.Rngs(0))))
         self.parameters = jax.tree.map(jnp.asarray, parameters)
-        layers = config.moe_layers
-        uniform = np.full((layers, config.num_experts), config.top_k / config.num_experts)
+        calibration = (2, config.moe_layers)
+        uniform = np.full((config.moe_layers, config.num_experts), config.top_k / config.num_experts)
         self.popularity = np.asarray(uniform if popularity is None else popularity, np.float32)
-        self.scale = jnp.asarray(np.ones(layers) if scale is None else scale, jnp.float32)
-        self.bias = jnp.asarray(np.zeros(layers) if bias is None else bias, jnp.float32)
+        self.scale = jnp.asarray(np.ones(calibration) if scale is None else scale, jnp.float32)
+        self.bias = jnp.asarray(np.zeros(calibration) if bias is None else bias, jnp.float32)
 
     @classmethod
     def load(cls, path, *, expect_fingerprint: str | None = None) -> "Predictor":
@@ -192,35 +207,45 @@ class Predictor:
         unused, cache = self._run(x, lengths, cache, reduce=True)
         return -np.expm1(unused), cache
 
+    def every_token(self, x) -> tuple[np.ndarray, np.ndarray]:
+        """Forecasts of all tokens and of all that follow them, for reports and training: x [B, T, D] -> two float32
+        [B, T, L, E] (padding: meaningless)."""
+        self._check(x, x.shape[0])
+        own, following = _every_token(self._graph, self.parameters, self.scale, self.bias, x)
+        return np.asarray(own), np.asarray(following)
+
     @staticmethod
     def _active(cache: PredictorCache, active: np.ndarray | None) -> np.ndarray:
         return np.ones(len(cache.lengths), np.int32) if active is None else np.asarray(active).astype(np.int32)
 
+    def _check(self, x, sequences: int) -> None:
+        if x.ndim != 3 or x.shape[2] != self.config.input_width or x.shape[0] != sequences:
+            raise InputError(
+                f"predictor: embeddings {tuple(x.shape)} for {sequences} sequences; this predictor's model has width "
+                f"{self.config.input_width}"
+            )
+
     def _run(self, x, lengths, cache: PredictorCache | None, *, reduce: bool):
         lengths = np.asarray(lengths, np.int32)
-        if x.ndim != 3 or x.shape[2] != self.config.input_width or x.shape[0] != len(lengths):
-            raise InputError(
-                f"predictor: embeddings {tuple(x.shape)} for {len(lengths)} sequences; this "
-                "predictor's model has "
-                f"width {self.config.input_width}"
-            )
+        self._check(x, len(lengths))
         b, t = x.shape[:2]
         size, starts = bucket(b), np.zeros(b, np.int32) if cache is None else cache.lengths
         needed = int((starts + lengths).max(initial=0))
         if cache is None:
             c = self.config
             shape = (c.depth, size, bucket(needed + RESERVE, 32), c.heads, c.head_width)
-            cache = PredictorCache(jnp.zeros(shape), jnp.zeros(shape), starts)
+            nothing = np.zeros((b, c.moe_layers, c.num_experts), np.float32)
+            cache = PredictorCache(jnp.zeros(shape), jnp.zeros(shape), starts, nothing)
         elif needed > cache.keys.shape[2]:
             cache = _grow(cache, bucket(needed + RESERVE))
-        keys, values = cache.keys, cache.values
+        keys, values, following = cache.keys, cache.values, cache.following
         pieces = []
         for begin in range(0, t, CHUNK):
             width = min(CHUNK, t - begin)
             chunk = x if width == t else x[:, begin : begin + width]
             tokens = width if width == 1 else bucket(width, 8)
             new = np.clip(lengths - begin, 0, width)
-            piece, keys, values = _extend(
+            piece, after, keys, values = _extend(
                 self._graph,
                 reduce,
                 self.parameters,
@@ -232,9 +257,10 @@ class Predictor:
                 _pad(starts + np.minimum(lengths, begin), size),
                 _pad(new, size),
             )
+            following = np.where((new > 0)[:, None, None], np.asarray(after)[:b], following)
             pieces.append(np.asarray(piece)[:b] if reduce else np.asarray(piece)[:b, :width])
         out = functools.reduce(np.add, pieces) if reduce else np.concatenate(pieces, axis=1)
-        return out, PredictorCache(keys, values, starts + lengths)
+        return out, PredictorCache(keys, values, starts + lengths, following)
 
 
 def _pad(array, *shape: int):

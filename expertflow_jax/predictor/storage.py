@@ -21,7 +21,7 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.predictor.model import PredictorConfig, RoutingPathPredictor
 from expertflow_jax.predictor.runtime import Predictor
 
-FORMAT = "expertflow_jax.predictor/1"
+FORMAT = "expertflow_jax.predictor/2"
 WEIGHTS = "predictor.safetensors"
 CONFIG = "predictor_config.json"
 _SCALE, _BIAS, _POPULARITY = "calibration.scale", "calibration.bias", "popularity"
@@ -116,7 +116,7 @@ def load_predictor(path: str | Path, *, expect_fingerprint: str | None = None) -
         raise InputError(f"{folder / WEIGHTS}: not a safetensors file ({error})") from error
     layers, experts = config.moe_layers, config.num_experts
     extras = {}
-    for name, shape in ((_SCALE, (layers,)), (_BIAS, (layers,)), (_POPULARITY, (layers, experts))):
+    for name, shape in ((_SCALE, (2, layers)), (_BIAS, (2, layers)), (_POPULARITY, (layers, experts))):
         value = tensors.pop(name, None)
         if value is None or value.shape != shape or not np.isfinite(value).all():
             raise InputError(f"{folder / WEIGHTS}: {name} missing or malformed; train the predictor again")

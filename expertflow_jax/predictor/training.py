@@ -32,6 +32,7 @@ from expertflow_jax.predictor.losses import LOSSES, routing_loss
 from expertflow_jax.predictor.model import PredictorConfig, RoutingPathPredictor
 from expertflow_jax.predictor.runtime import Predictor
 from expertflow_jax.routing.statistics import popularity
+from expertflow_jax.routing.trace import RoutingTrace
 from expertflow_jax.routing.trace_set import TraceSet
 
 TOKEN_BUCKET = 8  # batches are cropped to a multiple of this, which bounds the number of compilations
@@ -51,12 +52,21 @@ class TrainingConfig:
     loss: str = "bce"
     positive_weight: float = 1.0
     decode_weight: float = 1.0
+    following_weight: float = 0.3
     seed: int = 0
     log_every: int = 50
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate", "clip_norm", "positive_weight", "decode_weight"):
+        for name in (
+            "steps",
+            "batch_size",
+            "learning_rate",
+            "clip_norm",
+            "positive_weight",
+            "decode_weight",
+            "following_weight",
+        ):
             if not getattr(self, name) > 0:
                 raise InputError(f"training.{name}: {getattr(self, name)!r} must be positive")
         for name in ("log_every", "checkpoint_every"):
@@ -107,19 +117,16 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
 
 
 def _make_step(graph, optimizer: optax.GradientTransformation, config: TrainingConfig) -> Callable:
-    def loss(params, embeddings, experts, token_weights):
-        logits, _ = nnx.merge(graph, params)(embeddings)
-        return routing_loss(
-            logits,
-            experts,
-            kind=config.loss,
-            positive_weight=config.positive_weight,
-            token_weights=token_weights,
-        )
+    score = functools.partial(routing_loss, kind=config.loss, positive_weight=config.positive_weight)
+
+    def loss(params, embeddings, experts, token_weights, before, after, counted):
+        logits, following, _ = nnx.merge(graph, params)(embeddings, before=before)
+        own = score(logits, experts, token_weights=token_weights)
+        return own + config.following_weight * score(following, after, counted=counted)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state, embeddings, experts, token_weights):
-        value, grads = jax.value_and_grad(loss)(state["params"], embeddings, experts, token_weights)
+    def step(state, *batch):
+        value, grads = jax.value_and_grad(loss)(state["params"], *batch)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         return {"params": params, "opt_state": opt_state}, value, optax.global_norm(grads)
@@ -159,13 +166,16 @@ def train_predictor(
     _check_same_run(folder / "training_config.json", model, config, traces)
     frequency = popularity(traces.trace)
     module = RoutingPathPredictor(model, rngs=nnx.Rngs(config.seed))
-    module.bias[...] = jnp.asarray(initial_bias(frequency))
+    decode = traces.trace.token_mask("decode")
+    answered = popularity(traces.trace, phase="decode") if decode.any() else frequency
+    module.heads.bias[...] = jnp.asarray(initial_bias(frequency))
+    module.following.bias[...] = jnp.asarray(initial_bias(answered))
     graph, params = nnx.split(module)
     optimizer = make_optimizer(config)
     state: dict[str, Any] = {"params": params, "opt_state": optimizer.init(params)}
     step_function = _make_step(graph, optimizer, config)
     batches = BatchOrder(len(traces), config.batch_size, config.seed)
-    decode = traces.trace.token_mask("decode")
+    asked = following_places(traces.trace)
 
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
     summary: dict[str, Any] = {"steps": config.steps}
@@ -181,7 +191,7 @@ def train_predictor(
             began = time.perf_counter()
             for step in range(first, config.steps):
                 rows = batches(step)
-                state, loss, norm = step_function(state, *_arrays(traces, rows, decode, config))
+                state, loss, norm = step_function(state, *_arrays(traces, rows, decode, asked, config))
                 done = step + 1
                 save = done % config.checkpoint_every == 0 or done == config.steps
                 if save or step % config.log_every == 0:
@@ -207,12 +217,17 @@ def train_predictor(
 def calibrate(predictor: Predictor, traces: TraceSet, *, sequences: int = 2000) -> Predictor:
     """The same predictor with its probabilities fitted to (the first `sequences` of) `traces`."""
     part = traces.select(slice(0, sequences))
-    mask = part.trace.token_mask()
-    probs = predict(predictor, part).astype(np.float64)[mask]
-    # The predictor's present calibration is undone first: fitting starts from its own logits.
-    odds = np.log(np.maximum(probs, 1e-30)) - np.log(np.maximum(1 - probs, 1e-30))
-    logits = (odds - np.asarray(predictor.bias)[:, None]) / np.asarray(predictor.scale)[:, None]
-    scale, bias = fit_layers(logits, part.trace.experts[mask])
+    trace, inside, asked = part.trace, part.trace.token_mask(), following_places(part.trace)
+    own, following = predict(predictor, part)
+    rows = np.arange(len(trace))[:, None]
+    after, counted = _following(trace, rows, asked)
+    routed = (trace.experts[inside] >= 0).any(-1)
+    sets = (own[inside], trace.experts[inside], routed), (following[rows, asked], after, counted)
+    fitted = [
+        fit_layers(_uncalibrated(predictor, i, probs), experts, counts)
+        for i, (probs, experts, counts) in enumerate(sets)
+    ]
+    scale, bias = (np.stack(values) for values in zip(*fitted, strict=True))
     return Predictor(
         predictor.config,
         predictor.parameters,
@@ -225,24 +240,63 @@ def calibrate(predictor: Predictor, traces: TraceSet, *, sequences: int = 2000) 
     )
 
 
-def predict(predictor: Predictor, traces: TraceSet, *, batch_size: int = 64) -> np.ndarray:
-    """Forecasts of all tokens, each from those up to itself: float32 [N, T, L, E] (padding: 0)."""
+def _uncalibrated(predictor: Predictor, which: int, probs: np.ndarray) -> np.ndarray:
+    """The predictor's own logits of probabilities [..., L, E], float64 [n, L, E]: a fit starts from these."""
+    probs = probs.astype(np.float64).reshape(-1, *probs.shape[-2:])
+    odds = np.log(np.maximum(probs, 1e-30)) - np.log(np.maximum(1 - probs, 1e-30))
+    scale, bias = np.asarray(predictor.scale)[which], np.asarray(predictor.bias)[which]
+    return (odds - bias[:, None]) / scale[:, None]
+
+
+def predict(predictor: Predictor, traces: TraceSet, *, batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Forecasts of all tokens, each from those up to itself, and of the tokens after them: two float32 [N, T, L, E]
+    (padding: 0)."""
     n, t = traces.embeddings.shape[:2]
-    out = np.zeros((n, t, predictor.config.moe_layers, predictor.config.num_experts), np.float32)
+    shape = (n, t, predictor.config.moe_layers, predictor.config.num_experts)
+    out = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     for begin in range(0, n, batch_size):
         rows = slice(begin, begin + batch_size)
-        lengths = traces.trace.lengths[rows]
-        longest = min(t, -(-int(lengths.max()) // TOKEN_BUCKET) * TOKEN_BUCKET)
-        out[rows, :longest] = predictor.prefill(traces.embeddings[rows, :longest], lengths)[0]
-    out[~traces.trace.token_mask()] = 0
+        longest = min(t, -(-int(traces.trace.lengths[rows].max()) // TOKEN_BUCKET) * TOKEN_BUCKET)
+        for whole, part in zip(out, predictor.every_token(traces.embeddings[rows, :longest]), strict=True):
+            whole[rows, :longest] = part
+    for whole in out:
+        whole[~traces.trace.token_mask()] = 0
     return out
 
 
-def _arrays(traces: TraceSet, rows: np.ndarray, decode: np.ndarray, config: TrainingConfig) -> tuple:
+def following_places(trace: RoutingTrace) -> np.ndarray:
+    """int32 [N, G]: the tokens of each sequence whose following one has to be forecast at run time, from the last of
+    the prompt on; of traces without answers, all tokens. Places beyond a sequence's end repeat its last token."""
+    first, longest = trace.prompt_lengths - 1, int((trace.lengths - trace.prompt_lengths).max(initial=0))
+    if longest == 0:
+        first, longest = np.zeros_like(trace.lengths), trace.experts.shape[1] - 1
+    places = first[:, None] + np.arange(longest + 1)
+    return np.minimum(places, np.maximum(trace.lengths - 1, 0)[:, None]).astype(np.int32)
+
+
+def _following(trace: RoutingTrace, rows: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What comes after `places` [B, G] of sequences `rows` [B, 1].
+
+    Returns:
+      int32 [B, G, L, K], experts of the following token, -1 where the sequence ends; and bool [B, G, L], what counts:
+      the layers that the token itself goes through, each place once. The end of a sequence counts, as a token that
+      uses no expert: a horizon is of what will be used.
+    """
+    last = trace.lengths[rows] - 1
+    after = trace.experts[rows, np.minimum(places + 1, trace.experts.shape[1] - 1)]
+    after = np.where((places < last)[..., None, None], after, -1)
+    new = np.diff(places, axis=1, prepend=-1) > 0
+    return after, (trace.experts[rows, places] >= 0).any(-1) & new[..., None]
+
+
+def _arrays(
+    traces: TraceSet, rows: np.ndarray, decode: np.ndarray, asked: np.ndarray, config: TrainingConfig
+) -> tuple[np.ndarray, ...]:
     longest = int(traces.trace.lengths[rows].max())
     crop = min(-(-longest // TOKEN_BUCKET) * TOKEN_BUCKET, decode.shape[1])
     weights = np.where(decode[rows, :crop], config.decode_weight, 1.0).astype(np.float32)
-    return traces.embeddings[rows, :crop], traces.trace.experts[rows, :crop], weights
+    own = traces.embeddings[rows, :crop], traces.trace.experts[rows, :crop], weights
+    return *own, asked[rows], *_following(traces.trace, rows[:, None], asked[rows])
 
 
 def _check_fit(traces: TraceSet, model: PredictorConfig) -> None:

@@ -38,7 +38,11 @@ def settings(config: ml_collections.ConfigDict) -> list[tuple[str, int, float]]:
             raise InputError(f"config key batch_sizes: {size} is not between 1 and sequences ({config.sequences})")
     if config.new_tokens < 1:
         raise InputError(f"config key new_tokens: {config.new_tokens} is below 1")
-    models = (config.model, config.shape)
+    for name, num_layers in config.shapes:
+        find_shape(name)
+        if num_layers < 1:
+            raise InputError(f"config key shapes: {name} cannot have {num_layers} layers")
+    models = (config.model, *(name for name, _ in config.shapes))
     return [(name, size, f) for name in models for size in config.batch_sizes for f in config.cache_fractions]
 
 
@@ -59,10 +63,12 @@ def measure(config: ml_collections.ConfigDict, workdir: Path) -> list[Row]:
     columns = settings(config)
     model = load_model(config.model)
     predictor = Predictor.load(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
-    full = find_shape(config.shape).full
-    own = recorded_machine(config.costs, config.link, model.store.expert_bytes)
-    machines = {config.model: own, config.shape: gpu_machine(config.gpu, full)}
-    shapes = {config.model: None, config.shape: (config.num_layers, full.num_experts, full.top_k)}
+    machines = {config.model: recorded_machine(config.costs, config.link, model.store.expert_bytes)}
+    shapes: dict[str, tuple[int, int, int] | None] = {config.model: None}
+    for name, num_layers in config.shapes:
+        full = find_shape(name).full
+        machines[name] = gpu_machine(config.gpu, full)
+        shapes[name] = (num_layers, full.num_experts, full.top_k)
     recording = record_questions(model, config.sequences, config.new_tokens, config.seed)
     rows: list[Row] = []
     traces: dict[tuple[str, int], Any] = {}

@@ -20,7 +20,7 @@ from expertflow_jax.simulation.replay import ReplayStep
 from expertflow_jax.simulation.synthetic import noisy_horizons, synthetic_steps
 
 SKILL = 2.5  # of the made-up forecast, about that of a trained predictor
-HORIZON = 2  # steps that it looks ahead, as the trained one
+HORIZON = 3  # steps that it looks ahead: the running one, the next token's, the queue's
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.inference.forecasting import join_horizon
 from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.predictor import Predictor
 from expertflow_jax.predictor.forecast import step_forecast
@@ -17,7 +18,7 @@ from expertflow_jax.study.data import prepare
 from expertflow_jax.tasks.digit_scenes.files import write_benchmark
 from expertflow_jax.tasks.registry import make_task
 from expertflow_jax.throughput.routes import Recording, choices, forecasts, record
-from expertflow_jax.throughput.setups import predicted_use
+from expertflow_jax.throughput.setups import predicted_uses
 
 
 def record_questions(model: LoadedModel, count: int, new_tokens: int, seed: int) -> Recording:
@@ -41,35 +42,42 @@ def record_questions(model: LoadedModel, count: int, new_tokens: int, seed: int)
 def recorded_steps(
     recording: Recording, predictor: Predictor, shape: tuple[int, int, int] | None, batch_size: int
 ) -> list[ReplayStep]:
-    """Batches of `batch_size`, each its prefill and decode steps, with the predictor's forecasts.
+    """Batches of `batch_size`, each its prefill and decode steps, with the predictor's forecasts; the forecast of the
+    next batch's prompts is known from the beginning of a batch, as token schedulers know it.
 
     Args:
       shape: L, E, K to which the routing is carried over (`throughput.routes`); None: the trained model's own.
     """
-    use = predicted_use(predictor, recording)
+    uses = predicted_uses(predictor, recording)
     layers, experts = recording.probs.shape[2:]
     top_k = predictor.config.top_k if shape is None else shape[2]
     if shape is not None:
-        use = forecasts(use, *shape)
+        own, following = (forecasts(use, *shape) for use in uses)
         layers, experts = shape[:2]
+    else:
+        own, following = uses
     ids = choices(recording.probs, layers, experts, top_k)
     count, new_tokens = recording.tokens.shape
-    steps = []
-    for first in range(0, count - batch_size + 1, batch_size):
+    steps: list[ReplayStep] = []
+    queued: np.ndarray | None = None
+    for first in reversed(range(0, count - batch_size + 1, batch_size)):
         batch = np.arange(first, first + batch_size)
         lengths = recording.prompt_lengths[batch]
         one, every = np.ones(batch_size, np.int32), np.arange(batch_size)
 
-        def at(tokens: np.ndarray, batch=batch, one=one) -> np.ndarray:
+        def at(use: np.ndarray, tokens: np.ndarray, batch=batch, one=one) -> np.ndarray:
             return step_forecast(use[batch, tokens][:, None], one)
 
         prompt = np.arange(ids.shape[1]) < lengths[:, None]
-        horizon = np.stack([step_forecast(use[batch], lengths), at(lengths - 1)])
-        steps.append(ReplayStep(int(lengths.sum()), _rows(ids[batch][prompt], experts), horizon))
+        use = step_forecast(own[batch], lengths)
+        horizon = join_horizon(use, at(following, lengths - 1), queued)
+        found = [ReplayStep(int(lengths.sum()), _rows(ids[batch][prompt], experts), horizon)]
         for step in range(new_tokens):
-            now = at(lengths + step)
             rows = _rows(ids[batch][every, lengths + step], experts)
-            steps.append(ReplayStep(batch_size, rows, np.stack([now, now])))
+            token = lengths + step
+            horizon = join_horizon(at(own, token), at(following, token), queued, ends=step + 1 == new_tokens)
+            found.append(ReplayStep(batch_size, rows, horizon))
+        steps, queued = found + steps, use
     return steps
 
 

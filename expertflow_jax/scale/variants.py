@@ -117,9 +117,9 @@ class Variant:
       parts: pieces in which an expert travels and is computed.
       fewer_slots: slots given up, for staging buffers.
       after_all: nothing is computed before all experts of a layer are there.
-      forecast: "each" step's own, "once" (the prompt's last token's for all decode steps), "one" step ahead, or "queue"
-        (the next step's own where another batch follows); "step", "next" and "truth" are what really happens in the
-        running step, the next one too, and to the end.
+      forecast: "each" step's own; "one" without what follows; "batch" without the queue; "repeated" with the running
+        token's forecast in place of the next one's; "once" (after the prompt, for all decode steps); "step", "next" and
+        "truth" are what really happens in the running step, the next one too, and to the end.
     """
 
     name: str
@@ -142,11 +142,10 @@ VARIANTS = (
     Variant("likeliest first", "prefetch by probability", LikeliestFirst),
     Variant("stall saved per byte", "prefetch by probability x the stall that it can still save", StallSavedFirst),
     Variant("pool per layer", "each layer keeps its share of the slots", PoolPerLayer),
-    Variant("one step ahead", "the forecast ends with the running step", forecast="one"),
+    Variant("running step only", "the forecast ends with the running step", forecast="one"),
+    Variant("queue not seen", "nothing is known of the next batch's prompts", forecast="batch"),
+    Variant("token repeated", "the running token's forecast stands for the next one's, too", forecast="repeated"),
     Variant("forecast once", "decode steps keep the forecast made after the prompt", forecast="once"),
-    Variant(
-        "next batch foreseen", "a batch's last step knows the forecast of the next batch's prompts", forecast="queue"
-    ),
     Variant("running step known", "the truth for the running step, then the forecast", forecast="step"),
     Variant("next step known", "the truth for the running step and the next", forecast="next"),
     Variant("all known", "the truth to the end", forecast="truth"),
@@ -248,20 +247,22 @@ def _with_forecast(steps: Sequence[ReplayStep], which: str, batch: int) -> list[
     for step, after in zip(steps, following, strict=True):
         horizon = step.horizon
         assert horizon is not None, "the recorded steps carry forecasts"
+        own = 1 if after is None or after.tokens != batch else 2  # rows about this batch, the queue's follow
+        decodes = step.tokens == batch
         if which == "one":
             horizon = horizon[:1]
-        elif which == "queue":
-            if after is not None and after.tokens != batch:
-                assert after.horizon is not None
-                horizon = np.stack([horizon[0], after.horizon[0]])
+        elif which == "batch":
+            horizon = horizon[:own]
+        elif which == "repeated" and decodes:
+            horizon = np.concatenate([horizon[:1]] * own + [horizon[own:]])
         elif which == "step":
             horizon = np.concatenate([step.needed[None].astype(np.float32), horizon[1:]])
         elif which == "next":
             coming = np.zeros_like(step.needed) if after is None else after.needed
             horizon = np.stack([step.needed, coming]).astype(np.float32)
-        elif step.tokens == batch and kept is not None:
-            horizon = np.stack([kept, kept])
-        else:
+        elif which == "once" and decodes and kept is not None:
+            horizon = np.concatenate([kept[None]] * own + [horizon[own:]])
+        elif which == "once":
             kept = horizon[1]
         changed.append(dataclasses.replace(step, horizon=horizon))
     return changed

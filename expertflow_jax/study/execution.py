@@ -29,6 +29,7 @@ from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.misses import make_miss_policy
 from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.predictor import Predictor
+from expertflow_jax.predictor.forecast import combine_sequences
 from expertflow_jax.processing import Processor, end_token_ids
 from expertflow_jax.scheduling import Scheduler, make_scheduler
 from expertflow_jax.simulation.costs import ComputeCosts
@@ -164,8 +165,9 @@ def _run(
     distinct: list[float] = []
     tokens = 0
     forecaster = _forecaster(setting, cell, engine, truth)
-    for done, (total, batch) in enumerate(_batches(setting, cell, engine), start=1):
+    for done, (total, batch, queued) in enumerate(_batches(setting, cell, engine), start=1):
         session.records = []
+        forecaster.expect(queued)
         prompts = [data.prompts[i] for i in batch]
         if data.task.teacher_forced:
             scored = score_batch(session, prompts, forecaster, batch_size=setting.batch_size)
@@ -218,8 +220,14 @@ def _text(processor: Processor | None, ids: list[int]) -> str:
     return " ".join(map(str, ids)) if processor is None else processor.decode(ids)
 
 
-def _batches(setting: Setting, cell: Cell, engine: ExpertCacheEngine) -> Iterator[tuple[int, np.ndarray]]:
-    """(number of batches in all, example indices of a batch), window by window; forecasts for scheduling cost time."""
+def _batches(
+    setting: Setting, cell: Cell, engine: ExpertCacheEngine
+) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+    """(number of batches in all, example indices of a batch, what the batch behind it will use), window by window.
+
+    Forecasts for scheduling cost time. They say what waits in the queue, too: float32 [L, E], of the window's next
+    prefill; None where nothing was forecast.
+    """
     scheduler = setting.scheduler(cell)
     data = setting.data[cell.task]
     windows = np.array_split(np.arange(len(data.prompts)), -(-len(data.prompts) // setting.window))
@@ -228,8 +236,10 @@ def _batches(setting: Setting, cell: Cell, engine: ExpertCacheEngine) -> Iterato
         signatures = setting.signatures[cell.task][window]
         if scheduler.uses_forecast:
             _book_scheduling(setting, data, window, engine)
-        for batch in scheduler.plan(signatures, arrival=window.tolist()):
-            yield total, window[batch]
+        batches = scheduler.plan(signatures, arrival=window.tolist())
+        for batch, after in zip(batches, [*batches[1:], None], strict=True):
+            known = scheduler.uses_forecast and after is not None
+            yield total, window[batch], combine_sequences(signatures[after]) if known else None
 
 
 def _book_scheduling(setting: Setting, data: TaskData, window: np.ndarray, engine: ExpertCacheEngine) -> None:

@@ -159,16 +159,16 @@ def make_row(
     )
 
 
-def forecast_recall(needed: np.ndarray, horizons: Sequence[np.ndarray]) -> float:
+def forecast_recall(needed: np.ndarray, forecasts: Sequence[np.ndarray]) -> float:
     """Recall of forecasts at as many experts as each layer-step used.
 
     Args:
       needed: bool [N, L, E].
-      horizons: N of float32 [H, L, E], the step at hand first.
+      forecasts: N of float32 [L, E], of the step at hand.
     """
     found = used = 0
-    for step, horizon in zip(needed, horizons, strict=True):
-        for layer, forecast in zip(step, horizon[0], strict=True):
+    for step, chances in zip(needed, forecasts, strict=True):
+        for layer, forecast in zip(step, chances, strict=True):
             count = int(layer.sum())
             found += int(layer[np.argsort(-forecast, kind="stable")[:count]].sum())
             used += count

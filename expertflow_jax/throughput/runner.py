@@ -52,15 +52,15 @@ class Models:
         self.predictor = Predictor.load(path, expect_fingerprint=self.model.fingerprint)
         steps = max(steps for *_, steps in config.windows)
         self.recording = _recorded(self.model, config.sequences, steps, config.seed)
-        self._use = setups.predicted_use(self.predictor, self.recording)
+        self._uses = setups.predicted_uses(self.predictor, self.recording)
 
     def get(self, name: str) -> Setup:
         if self._current is None or self._current.name != name:
             self._current = None
             if name == self.model.name:
-                self._current = setups.trained_setup(self.model, self.recording, self._use, self.predictor)
+                self._current = setups.trained_setup(self.model, self.recording, self._uses, self.predictor)
             else:
-                self._current = setups.shape_setup(name, self.recording, self._use, self.predictor, self._config.seed)
+                self._current = setups.shape_setup(name, self.recording, self._uses, self.predictor, self._config.seed)
         return self._current
 
     def window(self, cell: Cell) -> Window:
@@ -211,8 +211,8 @@ def _run_cell(config: ml_collections.ConfigDict, models: Models, cell: Cell, wor
     made = _compilations(setup) - before
     resident = repeats.get("resident") or [reference]
     resident_seconds = float(np.median([repeat.seconds for repeat in resident]))
-    horizons = [horizon for batch in window.horizons() for horizon in batch]
-    recalls = {"none": None, "truth": 1.0, "predictor": forecast_recall(reference.needed, horizons)}
+    forecasts = [own for batch in window.forecasts() for own, _ in batch]
+    recalls = {"none": None, "truth": 1.0, "predictor": forecast_recall(reference.needed, forecasts)}
     rows = []
     for name, found in repeats.items():
         variant, inside = VARIANTS[name], found[0].inside

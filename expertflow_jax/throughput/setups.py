@@ -32,6 +32,7 @@ class Setup:
       prompts: N prompts as this model reads them.
       ids: int32 [N, T, L, K], recorded routing in this model's experts; -1 where there is no token.
       forecast: float32 [N, T, L, E], what the trained predictor says of the same.
+      following: float32 [N, T, L, E], what it says of the token after each.
       predictor: the trained predictor.
     """
 
@@ -44,6 +45,7 @@ class Setup:
     prompts: list[Prompt]
     ids: np.ndarray
     forecast: np.ndarray
+    following: np.ndarray
     predictor: Predictor
 
     @property
@@ -62,16 +64,16 @@ class Setup:
         return self.store.num_layers * self.store.num_experts
 
 
-def predicted_use(predictor: Predictor, recording: Recording) -> np.ndarray:
-    """The predictor's P(token uses expert) for every recorded token: float32 [N, T, L, E]."""
-    lengths = recording.prompt_lengths + recording.tokens.shape[1]
-    parts = [
-        predictor.prefill(recording.embeddings[i : i + 32], lengths[i : i + 32])[0] for i in range(0, len(lengths), 32)
-    ]
-    return np.concatenate(parts)
+def predicted_uses(predictor: Predictor, recording: Recording) -> tuple[np.ndarray, np.ndarray]:
+    """The predictor's P(token uses expert) for every recorded token, and for the one after it: float32 [N, T, L, E]."""
+    every = [predictor.every_token(recording.embeddings[i : i + 32]) for i in range(0, len(recording.embeddings), 32)]
+    own, following = zip(*every, strict=True)
+    return np.concatenate(own), np.concatenate(following)
 
 
-def trained_setup(model: LoadedModel, recording: Recording, use: np.ndarray, predictor: Predictor) -> Setup:
+def trained_setup(
+    model: LoadedModel, recording: Recording, uses: tuple[np.ndarray, np.ndarray], predictor: Predictor
+) -> Setup:
     """The trained model, which routes for itself."""
     text = model.config.text
     ids = routes.choices(recording.probs, model.store.num_layers, text.num_experts, text.num_experts_per_tok)
@@ -84,12 +86,15 @@ def trained_setup(model: LoadedModel, recording: Recording, use: np.ndarray, pre
         recording,
         list(recording.prompts),
         _without_padding(ids, recording),
-        use,
+        uses[0],
+        uses[1],
         predictor,
     )
 
 
-def shape_setup(name: str, recording: Recording, use: np.ndarray, predictor: Predictor, seed: int) -> Setup:
+def shape_setup(
+    name: str, recording: Recording, uses: tuple[np.ndarray, np.ndarray], predictor: Predictor, seed: int
+) -> Setup:
     """A shape with random weights and the recorded routing."""
     shape = shapes.find_shape(name)
     stages, store = shapes.build(shape, seed)
@@ -107,7 +112,8 @@ def shape_setup(name: str, recording: Recording, use: np.ndarray, predictor: Pre
         recording,
         prompts,
         _without_padding(routes.choices(recording.probs, *sizes), recording),
-        routes.forecasts(use, *sizes),
+        routes.forecasts(uses[0], *sizes),
+        routes.forecasts(uses[1], *sizes),
         predictor,
     )
 

@@ -66,7 +66,7 @@ SHAPES = {
 def find_shape(name: str) -> Shape:
     """The shape of this name; raises InputError if there is none."""
     if name not in SHAPES:
-        raise InputError(f"config key models: no shape {name!r}; known are {', '.join(SHAPES)}")
+        raise InputError(f"config: no shape {name!r}; known are {', '.join(SHAPES)}")
     return SHAPES[name]
 
 

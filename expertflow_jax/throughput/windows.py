@@ -1,19 +1,26 @@
 """What one cell times: a window of prefill steps alone, or of decode steps alone, over the recorded sequences.
 
 Timed apart, each phase has a physical limit of its own: the cache starts from the same content in every repeat and
-nothing but the window's steps moves experts. A decode window starts with the prompts' KV caches already there.
+nothing but the window's steps moves experts. A decode window starts with the prompts' KV caches already there, and with
+the predictor having read them, so that what each batch's first step will use is foreseen.
 Axes: B sequences, T tokens, G steps of a continuation, L MoE layers, E experts, K top-k.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from expertflow_jax.inference.batching import PromptBatch, pad_prompts
-from expertflow_jax.inference.forecasting import Forecaster, NoForecast, PredictedForecast, TrueForecast
+from expertflow_jax.inference.forecasting import (
+    Forecaster,
+    NoForecast,
+    PredictedForecast,
+    TrueForecast,
+    join_horizon,
+)
 from expertflow_jax.inference.memory import RequestSize, plan_request
 from expertflow_jax.inference.session import InferenceSession, Sequences
 from expertflow_jax.offload.budget import MemoryPlan
@@ -80,18 +87,22 @@ class Window:
                 steps += [ids[b.rows, lengths + g][:, None] for g in range(self.new_tokens)]
         return steps
 
-    def horizons(self) -> list[list[np.ndarray]]:
-        """What the predictor's forecast is at every step, per batch: float32 [2, L, E], see `PredictedForecast`."""
-        found = []
+    def forecasts(self) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+        """What the predictor says at every step, per batch: float32 [L, E] of the step's tokens, and of those that
+        follow each sequence's last."""
+        setup, found = self.setup, []
         for b in self.batches:
-            use, lengths = self.setup.forecast[b.rows], b.batch.lengths
-            one, every = np.ones(len(b.rows), np.int32), np.arange(len(b.rows))
-            last = step_forecast(use[every, lengths - 1][:, None], one)
+            one, every, last = np.ones(len(b.rows), np.int32), np.arange(len(b.rows)), b.batch.lengths - 1
+
+            def at(values: np.ndarray, tokens: np.ndarray, b=b, one=one, every=every) -> np.ndarray:
+                return step_forecast(values[b.rows][every, tokens][:, None], one)
+
             if self.phase == "prefill":
-                found.append([np.stack([step_forecast(use, lengths), last])])
+                use = step_forecast(setup.forecast[b.rows], b.batch.lengths)
+                found.append([(use, at(setup.following, last))])
                 continue
-            steps = [step_forecast(use[every, lengths + g][:, None], one) for g in range(self.new_tokens)]
-            found.append([np.stack([step, step]) for step in steps])
+            tokens = [last + 1 + g for g in range(self.new_tokens)]
+            found.append([(at(setup.forecast, token), at(setup.following, token)) for token in tokens])
         return found
 
     def plan(self, cache_fraction: float, forecasts: bool) -> MemoryPlan:
@@ -110,11 +121,19 @@ class Window:
             predictor=setup.predictor if forecasts else None,
             cache_fraction=fraction,
         )
-        if self.phase == "prefill":
-            return plan
-        # all batches of a decode window hold their caches from the beginning
         more = len(self.batches) - 1
         cache = setup.predictor.cache_nbytes(self.batch_size, size.tokens + size.new_tokens) if forecasts else 0
+        if self.phase == "prefill":
+            # a forecast keeps its cache to the end of the window; the next batch waits embedded
+            levels = 0 if setup.config.vision is None else setup.config.vision.feature_levels
+            width = setup.config.text.hidden_size * np.dtype(stages.dtype).itemsize
+            waiting = min(more, 1) * self.batch_size * size.tokens * width * (1 + levels) if forecasts else 0
+            return dataclasses.replace(
+                plan,
+                predictor_bytes=plan.predictor_bytes + more * cache,
+                workspace_bytes=plan.workspace_bytes + waiting,
+            )
+        # all batches of a decode window hold their caches from the beginning
         return dataclasses.replace(
             plan,
             kv_bytes=plan.kv_bytes * len(self.batches),
@@ -149,10 +168,8 @@ class Window:
     def run(self, session: InferenceSession, started: list[Sequences], forecasters: Sequence[Forecaster]) -> None:
         """The timed part; the host has read the last logits when it returns."""
         if self.phase == "prefill":
-            for b, forecaster in zip(self.batches, forecasters, strict=True):
-                x, deepstack = session.embed(b.batch)
+            for b, x, deepstack, horizon in self._forecast_ahead(session, forecasters):
                 sequences = session.start(b.batch, self.new_tokens)
-                horizon = forecaster.prefill(x, b.batch.lengths)
                 hidden = session.prefill(b.batch, sequences, x, deepstack, horizon)
                 session.last_logits(hidden, b.batch.lengths)
             return
@@ -161,8 +178,28 @@ class Window:
             tokens = self.setup.recording.tokens[b.rows]
             for step in range(self.new_tokens):
                 x = session.stages.embed(np.ascontiguousarray(tokens[:, step : step + 1]), None, None)
-                hidden = session.decode(sequences, x, active, forecaster.decode(x, active))
+                horizon = forecaster.decode(x, active, ends=step + 1 == self.new_tokens)
+                hidden = session.decode(sequences, x, active, horizon)
                 session.last_logits(hidden, active.astype(np.int32))
+
+    def _forecast_ahead(
+        self, session: InferenceSession, forecasters: Sequence[Forecaster]
+    ) -> Iterator[tuple[WindowBatch, Any, Any, np.ndarray | None]]:
+        """Embeddings and horizon of each batch of prompts. The predictor runs one batch before the model does, so that
+        the cache knows what waits in the queue."""
+        waiting: tuple[WindowBatch, Any, Any, np.ndarray] | None = None
+        for b, forecaster in zip(self.batches, forecasters, strict=True):
+            x, deepstack = session.embed(b.batch)
+            horizon = forecaster.prefill(x, b.batch.lengths, ends=True)
+            if horizon is None or isinstance(forecaster, TrueForecast):
+                yield b, x, deepstack, horizon
+                continue
+            if waiting is not None:
+                *before, own = waiting
+                yield *before, join_horizon(own[0], own[0], horizon[0], ends=True)
+            waiting = b, x, deepstack, horizon
+        if waiting is not None:
+            yield waiting
 
 
 def make_window(setup: Setup, phase: str, batch_size: int, num_batches: int, new_tokens: int) -> Window:
@@ -179,38 +216,47 @@ class ReplayedForecast:
     """The trained predictor's forecast for a shape: the predictor runs on what the trained model read, in real time;
     its answer, put in terms of the shape's experts, was worked out before."""
 
-    def __init__(self, predictor: Predictor, clock: Clock, embeddings: np.ndarray, horizons: Sequence[np.ndarray]):
+    def __init__(
+        self,
+        predictor: Predictor,
+        clock: Clock,
+        embeddings: np.ndarray,
+        forecasts: Sequence[tuple[np.ndarray, np.ndarray]],
+    ):
         """
         Args:
           embeddings: float32 [B, T, D] of the trained model's input, prompt and continuation.
-          horizons: float32 [2, L, E] of each step.
+          forecasts: of each step, see `Window.forecasts`.
         """
         self._predictor = predictor
         self._clock = clock
         self._embeddings = embeddings
-        self._horizons = list(horizons)
+        self._forecasts = iter(forecasts)
+        self._queued: np.ndarray | None = None
         self._step = 0
         self._cache: Any = None
+
+    def expect(self, queued: np.ndarray | None) -> None:
+        self._queued = queued
 
     def warm(self, lengths: np.ndarray) -> None:
         """Reads the prompts before a decode window."""
         _, self._cache = self._predictor.forecast(self._embeddings[:, : lengths.max()], lengths)
         self._lengths = lengths
 
-    def prefill(self, x: Any, lengths: np.ndarray, visits: np.ndarray | None = None) -> np.ndarray:
+    def prefill(
+        self, x: Any, lengths: np.ndarray, visits: np.ndarray | None = None, *, ends: bool = False
+    ) -> np.ndarray:
         with self._clock.measure("predictor"):
             self._predictor.forecast(self._embeddings[:, : lengths.max()], lengths)
-        return self._next()
+        return join_horizon(*next(self._forecasts), self._queued, ends=ends)
 
-    def decode(self, x: Any, active: np.ndarray) -> np.ndarray:
+    def decode(self, x: Any, active: np.ndarray, *, ends: bool = False) -> np.ndarray:
         with self._clock.measure("predictor"):
             token = self._embeddings[np.arange(len(active)), self._lengths + self._step][:, None]
             _, self._cache = self._predictor.forecast(token, None, self._cache)
-        return self._next()
-
-    def _next(self) -> np.ndarray:
         self._step += 1
-        return self._horizons[self._step - 1]
+        return join_horizon(*next(self._forecasts), self._queued, ends=ends)
 
 
 def make_forecasters(
@@ -229,18 +275,31 @@ def make_forecasters(
         shared: Forecaster = TrueForecast(list(truth), look_ahead=len(truth))
         return [shared for _ in window.batches]
     found: list[Forecaster] = []
-    for b, horizons in zip(window.batches, window.horizons(), strict=True):
+    queued: np.ndarray | None = None
+    everyone = np.ones(window.batch_size, bool)
+    for b, forecasts in reversed(list(zip(window.batches, window.forecasts(), strict=True))):
+        decodes = window.phase == "decode"
         if setup.replayed:
-            replayed = ReplayedForecast(setup.predictor, clock, setup.recording.embeddings[b.rows], horizons)
-            if window.phase == "decode":
+            replayed = ReplayedForecast(setup.predictor, clock, setup.recording.embeddings[b.rows], forecasts)
+            if decodes:
                 replayed.warm(b.batch.lengths)
+                replayed.expect(queued)
+                queued = at_the_end(setup.following, b)
             found.append(replayed)
         else:
             predicted = PredictedForecast(setup.predictor, clock, None)
-            if window.phase == "decode":
+            if decodes:
                 predicted.prefill(session.embed(b.batch)[0], b.batch.lengths)
+                predicted.expect(queued)
+                queued = predicted.following(everyone)
             found.append(predicted)
-    return found
+    return found[::-1]
+
+
+def at_the_end(following: np.ndarray, b: WindowBatch) -> np.ndarray:
+    """float32 [L, E]: `Setup.following` after the prompts of a batch, what its first decode step will use."""
+    after = following[b.rows, b.batch.lengths - 1][:, None]
+    return step_forecast(after, np.ones(len(b.rows), np.int32))
 
 
 def _cut(ids: np.ndarray, lengths: np.ndarray, width: int, fill: int) -> np.ndarray:

@@ -19,8 +19,8 @@ def saved(tmp_path):
     predictor = Predictor(
         SHAPE,
         nnx.state(module),
-        scale=np.array([1.0, 2.0, 0.5]),
-        bias=np.array([0.0, -1.0, 1.0]),
+        scale=np.array([[1.0, 2.0, 0.5], [0.7, 1.0, 3.0]]),
+        bias=np.array([[0.0, -1.0, 1.0], [0.5, 0.0, -2.0]]),
         model_fingerprint="a" * 32,
         provenance={"seed": 3},
         metrics={"held_out": 1.0},
@@ -34,7 +34,9 @@ def test_round_trip(saved):
     loaded = Predictor.load(folder, expect_fingerprint="a" * 32)
     x = np.random.default_rng(0).normal(size=(2, 5, 10)).astype(np.float32)
     lengths = np.array([5, 3])
-    np.testing.assert_array_equal(loaded.prefill(x, lengths)[0], predictor.prefill(x, lengths)[0])
+    (found, cache), (expected, expected_cache) = loaded.prefill(x, lengths), predictor.prefill(x, lengths)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(cache.following, expected_cache.following)
     assert loaded.provenance == {"seed": 3}
     assert loaded.metrics == {"held_out": 1.0}
     assert loaded.nbytes == predictor.nbytes

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.predictor import report
-from expertflow_jax.predictor.metrics import step_reliability
+from expertflow_jax.predictor import report, runtime
+from expertflow_jax.predictor.calibration import expected_calibration_error
+from expertflow_jax.predictor.metrics import step_reliability, used_mask
 from expertflow_jax.predictor.model import PredictorConfig
 from expertflow_jax.predictor.storage import flatten_parameters
-from expertflow_jax.predictor.training import TrainingConfig, predict, train_predictor
+from expertflow_jax.predictor.training import TrainingConfig, following_places, predict, train_predictor
 
 SHAPE = PredictorConfig(10, 3, 12, 2, width=16, depth=1, heads=2, hidden=32)
 
@@ -88,10 +89,40 @@ def test_beats_popularity_and_speculation_at_every_number_fetched(learnt):
 
 def test_forecasts_of_a_step_are_calibrated(learnt):
     predictor, _, held_out = learnt
-    found = step_reliability(held_out.trace, predict(predictor, held_out), batch_size=2)
+    found = step_reliability(held_out.trace, predict(predictor, held_out)[0], batch_size=2)
     for phase in ("prompt", "decode"):
         assert found[phase]["calibration_error"] < 0.06
         assert sum(row["count"] for row in found[phase]["bins"]) % (3 * 12) == 0
+
+
+def test_the_token_after_is_forecast_as_far_as_it_can_be_known(learnt):
+    """Of the traces' next token only the last layer follows from what was read; whether there is one is a matter of
+    chance, and belongs to the forecast."""
+    predictor, train, held_out = learnt
+    found = report.evaluate(predictor, train.trace, {"held_out": held_out}, batch_size=4)["held_out"]
+    methods = found["token"]["following"]
+    assert methods["predictor"]["recall@2"]["per_layer"][-1] > 0.8
+    assert methods["persistence"]["recall@2"]["per_layer"][-1] < 0.4
+    trace = held_out.trace
+    places = following_places(trace)
+    last = places == trace.lengths[:, None] - 1
+    assert (places[:, 0] == trace.prompt_lengths - 1).all()
+    assert last[:, -1].all()
+    assert last.sum() == len(trace)
+    forecast = predict(predictor, held_out)[1][np.arange(len(trace))[:, None], places]
+    used = np.zeros(forecast.shape, bool)
+    row, place = np.nonzero(~last)
+    used[row, place] = used_mask(trace.experts[row, places[row, place] + 1], trace.num_experts)
+    assert expected_calibration_error(forecast, used) < 0.05
+
+
+def test_without_answers_every_token_is_asked_for_its_next(make_traces):
+    trace = dataclasses.replace(make_traces(5, 0).trace, prompt_lengths=None)
+    places = following_places(trace)
+    assert places[:, 0].tolist() == [0] * 5
+    assert (places.max(1) == trace.lengths - 1).all()
+    # a repeated place is the end's, and counts once
+    assert (np.diff(places, axis=1).clip(0).sum(1) == trace.lengths - 1).all()
 
 
 def test_a_forecast_never_sees_what_comes_later(learnt):
@@ -109,15 +140,28 @@ def test_prefill_and_decode_with_a_cache_equal_the_full_forward(learnt):
     predictor, _, held_out = learnt
     x = held_out.embeddings[:3].astype(np.float32)
     prompts, steps = np.array([5, 8, 3]), 4
-    full, _ = predictor.prefill(x, np.full(3, x.shape[1]))
+    full, following = predictor.every_token(x)
     probs, cache = predictor.prefill(x[:, :8], prompts)
+    np.testing.assert_allclose(cache.following, following[np.arange(3), prompts - 1], atol=1e-5)
     for row, length in enumerate(prompts):
         np.testing.assert_allclose(probs[row, :length], full[row, :length], atol=1e-5)
     for step in range(steps):
         place = np.minimum(prompts + step, x.shape[1] - 1)
         probs, cache = predictor.decode(x[np.arange(3), place][:, None], cache)
         np.testing.assert_allclose(probs[:, 0], full[np.arange(3), place], atol=1e-5)
+        np.testing.assert_allclose(cache.following, following[np.arange(3), place], atol=1e-5)
     assert cache.lengths.tolist() == (prompts + steps).tolist()
+
+
+def test_long_prompts_run_in_chunks_and_forecast_the_same(learnt, monkeypatch):
+    predictor, _, held_out = learnt
+    x, lengths = held_out.embeddings[:3].astype(np.float32), np.array([3, 12, 7])
+    whole, cache = predictor.prefill(x, lengths)
+    monkeypatch.setattr(runtime, "CHUNK", 5)
+    parts, chunked = predictor.prefill(x, lengths)
+    inside = np.arange(12) < lengths[:, None]
+    np.testing.assert_allclose(parts[inside], whole[inside], atol=1e-5)
+    np.testing.assert_allclose(chunked.following, cache.following, atol=1e-5)
 
 
 def test_regrouped_caches_forecast_as_before(learnt):
@@ -128,6 +172,7 @@ def test_regrouped_caches_forecast_as_before(learnt):
     _, left = predictor.prefill(x[:2, :8], lengths[:2])
     _, right = predictor.prefill(x[2:, :8], lengths[2:])
     joined = type(cache).concatenate([left, right]).select([3, 0])
+    np.testing.assert_allclose(joined.following, cache.following[[3, 0]], atol=1e-5)
     new = x[:, 9:10]
     expected, _ = predictor.decode(new, cache)
     found, _ = predictor.decode(new[[3, 0]], joined)
