@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.sequences = 32  # recorded
     config.new_tokens = 3  # decode steps of each
     config.costs = "configs/costs/digit_scenes_moe_cpu.json"  # of the model itself
-    config.link = "emulated(0.14,2)"  # the study's
+    config.link = "emulated(0.28,2)"  # the study's
     config.shapes = (("qwen3_vl_30b_a3b", 48), ("mixtral_8x7b", 32))  # and their layers: full size, on the GPU below
     config.gpu = "rtx4090"
     config.batch_sizes = (1, 8)

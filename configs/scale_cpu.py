@@ -47,7 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.windows = (1, 4, 16, 64, 256, 1024, 4096)
     config.workloads = ml_collections.ConfigDict()
     config.workloads.digit_scenes_moe = workload(
-        6, 64, 2, 18, 3, "configs/costs/digit_scenes_moe_cpu.json", "emulated(0.14,2)", 36864
+        6, 64, 2, 18, 3, "configs/costs/digit_scenes_moe_cpu.json", "emulated(0.28,2)", 36864
     )
     config.workloads.qwen3_vl_30b_a3b = workload(48, 128, 8, 64, 16)
     config.workloads.qwen3_vl_30b_a3b.longest = 1024

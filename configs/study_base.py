@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.predictor = "digit_scenes_predictor"  # a committed predictor's name, or its directory
     config.dtype = "float32"
     config.host_memory_budget = ""  # of each model's experts, for example "32GiB"; the others stay on disk. Empty: all
-    config.disk = "emulated(0.03,100)"  # GB/s, microseconds: from files to host memory, a fifth of the link
+    config.disk = "emulated(0.06,100)"  # GB/s, microseconds: from files to host memory, a fifth of the link
 
     config.tasks = ("vqa_v2", "mmbench")
     config.data_dir = ""  # official files; empty: the digit scenes, written to WORKDIR/data
@@ -49,6 +49,6 @@ def get_config() -> ml_collections.ConfigDict:
     # to move as the layer takes to prefill a batch, and one expert half as long as a layer of a decode step. For
     # Qwen3-VL-30B-A3B in bfloat16 on an RTX 4090 behind PCIe 4.0 x16 these are about 9 (4,096 tokens) and 0.7
     # (batch of 8), by arithmetic: 9.4 MB per expert at 25 GB/s against 80 TFLOP/s and 0.9 TB/s.
-    config.link = "emulated(0.14,2)"
+    config.link = "emulated(0.28,2)"
     config.blocks = ml_collections.ConfigDict()
     return config

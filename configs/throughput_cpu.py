@@ -35,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.link = "scaled(rtx4090)"  # or emulated(GB/s,us), pcie4x16, pcie5x16, nvlink-c2c, direct
     config.repeats = 5  # after one warm-up, variants in turns
     # batch size, prefill steps, decode batches, decode steps of each
-    config.windows = ((1, 2, 6, 3), (8, 2, 2, 3), (32, 1, 1, 3))
+    config.windows = ((1, 2, 6, 3), (8, 2, 4, 3), (32, 2, 2, 3))
     config.headline = ("qwen3_vl_30b_a3b", "decode", 8, 0.25)  # at the top of throughput.json, and in the timeline
     config.minutes = 16.0  # after these no further cell is begun; the same command goes on with what is left
 

@@ -42,11 +42,12 @@ TIMELINE_SECONDS = 0.1  # drawn; trace.json holds all
 
 
 class Models:
-    """Builds each model when its first cell comes; one at a time stays."""
+    """Builds each model when its first cell comes. All stay, cut down as they are: cells come in the order of what
+    matters most, and a model built anew is compiled anew."""
 
     def __init__(self, config: ml_collections.ConfigDict):
         self._config = config
-        self._current: Setup | None = None
+        self._setups: dict[str, Setup] = {}
         self.model = load_model(config.model)
         path = locate(config.predictor, "predictor")
         self.predictor = Predictor.load(path, expect_fingerprint=self.model.fingerprint)
@@ -55,13 +56,13 @@ class Models:
         self._uses = setups.predicted_uses(self.predictor, self.recording)
 
     def get(self, name: str) -> Setup:
-        if self._current is None or self._current.name != name:
-            self._current = None
+        if name not in self._setups:
             if name == self.model.name:
-                self._current = setups.trained_setup(self.model, self.recording, self._uses, self.predictor)
+                self._setups[name] = setups.trained_setup(self.model, self.recording, self._uses, self.predictor)
             else:
-                self._current = setups.shape_setup(name, self.recording, self._uses, self.predictor, self._config.seed)
-        return self._current
+                seed = self._config.seed
+                self._setups[name] = setups.shape_setup(name, self.recording, self._uses, self.predictor, seed)
+        return self._setups[name]
 
     def window(self, cell: Cell) -> Window:
         sizes = {size: rest for size, *rest in self._config.windows}

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_model import random_prompts, served, small_config
 
 from expertflow_jax.inference.batching import pad_prompts
-from expertflow_jax.inference.forecasting import NoForecast, PredictedForecast
+from expertflow_jax.inference.forecasting import SOON, NoForecast, PredictedForecast
 from expertflow_jax.inference.generation import generate_batch
 from expertflow_jax.inference.scoring import score_batch
 from expertflow_jax.inference.session import InferenceSession
@@ -57,7 +57,7 @@ def test_rows_are_the_step_the_next_tokens_and_the_queue(predictor, session):
     for known, ends, expected in [
         (None, False, [now, following]),
         (None, True, [now]),
-        (queued, False, [now, following, queued]),
+        (queued, False, [now, following, SOON * queued]),
         (queued, True, [now, queued]),
     ]:
         forecaster = PredictedForecast(predictor, session.engine.clock, COSTS)

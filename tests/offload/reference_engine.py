@@ -162,17 +162,26 @@ class Reference:
     def hidden(self):
         return self.layer_seconds / self.seconds if self.seconds > 0 else math.inf
 
-    def worth_its_place(self, key, lowest):
+    def first_use(self, key, step):
+        """P(first used in that step)."""
         layer, expert = divmod(key, self.E)
-        step = 0 if layer > self.layer else 1
-        distance = step * self.L + layer - self.layer
         steps = self.start_frequency[None] if self.horizon is None else self.horizon
-        if step >= len(steps):
+        never = np.float32(1)
+        for h in range(1 if layer in self.asked else 0, step):
+            never = never - never * np.float32(steps[h][layer][expert])
+        return never * np.float32(steps[step][layer][expert])
+
+    def worth(self, key, victim):
+        count = 1 if self.horizon is None else len(self.horizon)
+        layer = key // self.E
+        step = 0 if layer > self.layer else 1
+        if step >= count:
             return False
-        first = np.float32(steps[step][layer][expert])
-        if step == 1 and layer not in self.asked:
-            first = (np.float32(1) - np.float32(steps[0][layer][expert])) * first
-        return first * min(1.0, distance * self.hidden()) > distance * lowest
+        saved = self.first_use(key, step) * min(1.0, (step * self.L + layer - self.layer) * self.hidden())
+        lost = np.float32(0)
+        for h in range(0 if victim // self.E > self.layer else 1, count):
+            lost = lost + self.first_use(victim, h)
+        return saved > lost
 
     def prefetch(self):
         keys = range(self.L * self.E)
@@ -201,14 +210,15 @@ class Reference:
             lowest = min(self.values[k] for k in held)
             if not urgent and lowest * np.float32(1.1) >= self.values[key]:
                 return None
-            if self.starved() and not urgent and not self.worth_its_place(key, lowest):
-                return None
             if self.starved() and urgent:
                 row = range(self.layer * self.E, (self.layer + 1) * self.E)
                 running = [k for k in row if self.ready(k) and self.slot_of(k) in self.pinned]
                 if any(self.values[k] < lowest for k in running):
                     return None
             candidates = [n for n, k in zip(candidates, held, strict=True) if self.values[k] == lowest]
+            chosen = self.least_recent(candidates)
+            if self.starved() and not urgent and not self.worth(key, self.slots[chosen]["key"]):
+                return None
         return self.least_recent(candidates)
 
     def observe(self, layer, experts):

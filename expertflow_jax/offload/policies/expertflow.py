@@ -34,8 +34,9 @@ GAIN = 1.1  # a prefetch must be worth this many times its victim
 LIKELY = ((0.5, 0.3), (0.15, 0.75), (0.0, 1.0))
 
 # Where compute waits for all but this share of the time, every transfer counts, so
-# - a prefetch has to be worth its victim's place until then: P(use) x what it hides of the transfer > D x the victim's
-#   value, D layer-steps until the use. With few experts per layer it rarely is, with many layers it often is;
+# - a prefetch has to be worth its victim: P(use) x what it hides of the transfer, D layer-steps long, > P(victim used
+#   within the horizon), for the victim would have to travel again. An urgent transfer will find a better one: what
+#   its layer leaves behind;
 # - an urgent transfer waits until the running layer's hits have been computed if the best victim is among them.
 STARVED = 0.25
 
@@ -162,11 +163,10 @@ class ExpertFlow(CachePolicy):
             layer, expert = divmod(key, self.num_experts)
             if lowest * GAIN >= self._values(layer)[expert]:
                 return -1
-            if starved and not self._worth_its_place(layer, expert, lowest):
-                return -1
         tied = [self._slot_of[layer][self._value[layer] == lowest] for layer in layers]
         slots = tied[0] if len(tied) == 1 else np.concatenate(tied)
-        return int(slots[self.slots.order[slots].argmin()]) if len(slots) > 1 else int(slots[0])
+        slot = int(slots[self.slots.order[slots].argmin()]) if len(slots) > 1 else int(slots[0])
+        return -1 if starved and not urgent and not self._worth(key, slot) else slot
 
     def _least_running(self) -> np.float32:
         """The lowest value of an expert of the running layer that has arrived and is not yet computed; or infinite."""
@@ -174,14 +174,19 @@ class ExpertFlow(CachePolicy):
         waiting = (self.slots.state[slots] == READY) & (self.slots.order[slots] == KEPT)
         return self._values(self._layer)[waiting].min(initial=np.inf)
 
-    def _worth_its_place(self, layer: int, expert: int, lowest: np.float32) -> bool:
-        """Whether an expert should come before it is asked for, in the place of one of value `lowest`."""
+    def _worth(self, key: int, slot: int) -> bool:
+        """Whether an expert should come before it is asked for, into this slot."""
+        layer, expert = divmod(key, self.num_experts)
         ahead = layer - self._layer
         step = 0 if ahead > 0 else 1
         if step >= len(self._first):
             return False
-        distance = step * self.num_layers + ahead
-        return bool(self._first[step, layer, expert] * min(1.0, distance * self.hidden) > distance * lowest)
+        saved = self._first[step, layer, expert] * min(1.0, (step * self.num_layers + ahead) * self.hidden)
+        victim_layer, victim = divmod(int(self.slots.key_of[slot]), self.num_experts)
+        lost = np.float32(0)
+        for first in self._first[0 if victim_layer > self._layer else 1 :]:
+            lost += first[victim_layer, victim]
+        return bool(saved > lost)
 
     def _lowest_free(self) -> tuple[np.float32, list[int]]:
         """The lowest value of an expert whose slot may be overwritten (infinite if there is none), and its layers."""
