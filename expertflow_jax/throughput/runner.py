@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import json
 import sys
 import tempfile
@@ -205,10 +206,12 @@ def _run_cell(config: ml_collections.ConfigDict, models: Models, cell: Cell, wor
     }
     before = _compilations(setup)
     repeats: dict[str, list[Repeat]] = {name: [] for name in cell.variants}
+    gc.freeze()  # what stays need not be looked through before every run
     for turn in range(config.repeats):
         order = cell.variants[turn % len(cell.variants) :] + cell.variants[: turn % len(cell.variants)]
         for name in order:
             repeats[name].append(run_once(window, VARIANTS[name], plans[name].slots, link, reference.needed))
+    gc.unfreeze()
     made = _compilations(setup) - before
     resident = repeats.get("resident") or [reference]
     resident_seconds = float(np.median([repeat.seconds for repeat in resident]))
