@@ -145,9 +145,10 @@ class Reference:
         return value
 
     def least_chance(self):
-        if self.working is None or self.working >= 0.5:
+        working = 0.4 if self.working is None else self.working
+        if working >= 0.5:
             return np.float32(0.3)
-        return np.float32(0.75 if self.working >= 0.15 else 1)
+        return np.float32(0.75 if working >= 0.15 else 1)
 
     def look(self):
         if self.view is None:

@@ -141,7 +141,7 @@ def test_cache_moe_keeps_every_layer_within_its_share():
 
 def test_what_is_not_likely_does_not_travel_unasked():
     engine = ExpertCacheEngine(ExpertSizes(1, 4, 64), 2, "expertflow", "emulated(1,0)")
-    engine.begin_step(np.array([[[0.2, 0.4, 0.0, 0.0]]], np.float32))
+    engine.begin_step(np.array([[[0.7, 0.8, 0.0, 0.0]]], np.float32))
     engine.clock.spend(1.0, "compute")
     engine.end_step()
     assert sorted(engine.pool.key_of.tolist()) == [-1, 1]  # the slots were empty
