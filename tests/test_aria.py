@@ -87,6 +87,7 @@ def answers(model):
     return model.generate([item.question for item in ITEMS], [item.image for item in ITEMS], max_new_tokens=6)
 
 
+@pytest.mark.slow
 def test_text_in_text_out_with_images(directory):
     with load(directory, policy="resident") as model:
         expected = answers(model)

@@ -70,6 +70,7 @@ def run(workdir: Path, stop_at: int | None = None):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_loss(tmp_path):
     whole, expected = run(tmp_path / "whole")
     run(tmp_path / "killed", stop_at=4)  # the newest checkpoint is of step 3
