@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from expertflow_jax.offload.clock import Clock
-from expertflow_jax.predictor.forecast import step_forecast
+from expertflow_jax.predictor.forecast import combine_sequences, step_forecast
 from expertflow_jax.predictor.runtime import Predictor, PredictorCache
 from expertflow_jax.simulation.costs import ComputeCosts
 
@@ -133,10 +133,10 @@ class PredictedForecast:
     def following(self, active: np.ndarray) -> np.ndarray:
         """float32 [L, E], what the next token of the sequences `active` bool [B] will use."""
         assert self._cache is not None, "something has to be read first"
-        probs = self._cache.following[:, None]
+        probs = self._cache.following
         if self._visits is not None:
-            probs = probs * self._visits
-        return step_forecast(probs, active.astype(np.int32))
+            probs = probs * self._visits[:, 0]
+        return combine_sequences(probs[active])
 
     def _horizon(self, probs: np.ndarray, lengths: np.ndarray, ends: bool) -> np.ndarray:
         return join_horizon(step_forecast(probs, lengths), self.following(lengths > 0), self._queued, ends=ends)

@@ -12,7 +12,7 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.inference.forecasting import join_horizon
 from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.predictor import Predictor
-from expertflow_jax.predictor.forecast import step_forecast
+from expertflow_jax.predictor.forecast import combine_sequences, step_forecast
 from expertflow_jax.simulation.replay import ReplayStep
 from expertflow_jax.study.data import prepare
 from expertflow_jax.tasks.digit_scenes.files import write_benchmark
@@ -63,20 +63,15 @@ def recorded_steps(
     for first in reversed(range(0, count - batch_size + 1, batch_size)):
         batch = np.arange(first, first + batch_size)
         lengths = recording.prompt_lengths[batch]
-        one, every = np.ones(batch_size, np.int32), np.arange(batch_size)
-
-        def at(use: np.ndarray, tokens: np.ndarray, batch=batch, one=one) -> np.ndarray:
-            return step_forecast(use[batch, tokens][:, None], one)
-
         prompt = np.arange(ids.shape[1]) < lengths[:, None]
         use = step_forecast(own[batch], lengths)
-        horizon = join_horizon(use, at(following, lengths - 1), queued)
+        horizon = join_horizon(use, combine_sequences(following[batch, lengths - 1]), queued)
         found = [ReplayStep(int(lengths.sum()), _rows(ids[batch][prompt], experts), horizon)]
         for step in range(new_tokens):
-            rows = _rows(ids[batch][every, lengths + step], experts)
-            token = lengths + step
-            horizon = join_horizon(at(own, token), at(following, token), queued, ends=step + 1 == new_tokens)
-            found.append(ReplayStep(batch_size, rows, horizon))
+            token = batch, lengths + step
+            now, after = combine_sequences(own[token]), combine_sequences(following[token])
+            horizon = join_horizon(now, after, queued, ends=step + 1 == new_tokens)
+            found.append(ReplayStep(batch_size, _rows(ids[token], experts), horizon))
         steps, queued = found + steps, use
     return steps
 

@@ -28,7 +28,7 @@ from expertflow_jax.offload.clock import Clock
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.misses import make_miss_policy
 from expertflow_jax.predictor import Predictor
-from expertflow_jax.predictor.forecast import step_forecast
+from expertflow_jax.predictor.forecast import combine_sequences, step_forecast
 from expertflow_jax.throughput.setups import Setup
 
 PHASES = ("prefill", "decode")
@@ -92,17 +92,17 @@ class Window:
         follow each sequence's last."""
         setup, found = self.setup, []
         for b in self.batches:
-            one, every, last = np.ones(len(b.rows), np.int32), np.arange(len(b.rows)), b.batch.lengths - 1
-
-            def at(values: np.ndarray, tokens: np.ndarray, b=b, one=one, every=every) -> np.ndarray:
-                return step_forecast(values[b.rows][every, tokens][:, None], one)
-
             if self.phase == "prefill":
                 use = step_forecast(setup.forecast[b.rows], b.batch.lengths)
-                found.append([(use, at(setup.following, last))])
+                found.append([(use, at_the_end(setup.following, b))])
                 continue
-            tokens = [last + 1 + g for g in range(self.new_tokens)]
-            found.append([(at(setup.forecast, token), at(setup.following, token)) for token in tokens])
+            tokens = [(b.rows, b.batch.lengths + g) for g in range(self.new_tokens)]
+            found.append(
+                [
+                    (combine_sequences(setup.forecast[token]), combine_sequences(setup.following[token]))
+                    for token in tokens
+                ]
+            )
         return found
 
     def plan(self, cache_fraction: float, forecasts: bool) -> MemoryPlan:
@@ -298,8 +298,7 @@ def make_forecasters(
 
 def at_the_end(following: np.ndarray, b: WindowBatch) -> np.ndarray:
     """float32 [L, E]: `Setup.following` after the prompts of a batch, what its first decode step will use."""
-    after = following[b.rows, b.batch.lengths - 1][:, None]
-    return step_forecast(after, np.ones(len(b.rows), np.int32))
+    return combine_sequences(following[b.rows, b.batch.lengths - 1])
 
 
 def _cut(ids: np.ndarray, lengths: np.ndarray, width: int, fill: int) -> np.ndarray:
