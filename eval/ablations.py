@@ -13,7 +13,7 @@ from expertflow_jax import cli
 
 
 def main(invocation: cli.Invocation) -> None:
-    from expertflow_jax.scale import ablations
+    from expertflow_jax.studies.ablations import runner as ablations
 
     if invocation.dry_run:
         ablations.plan(invocation.config)

@@ -22,7 +22,7 @@ def main(invocation: cli.Invocation) -> None:
     from expertflow_jax.inference.loading import load_model
     from expertflow_jax.locate import locate
     from expertflow_jax.predictor import Predictor
-    from expertflow_jax.study.calibrate import measure_costs
+    from expertflow_jax.studies.calibrate import measure_costs
 
     config, options = invocation.config, invocation.options
     try:

@@ -13,7 +13,7 @@ from expertflow_jax import cli
 
 
 def main(invocation: cli.Invocation) -> None:
-    from expertflow_jax.scale import runner
+    from expertflow_jax.studies.growth import runner
 
     if invocation.dry_run:
         runner.plan(invocation.config)

@@ -15,7 +15,7 @@ def main(invocation: cli.Invocation) -> None:
     import tempfile
     from pathlib import Path
 
-    from expertflow_jax.study import runner
+    from expertflow_jax.studies.accuracy import runner
 
     if invocation.dry_run:
         with tempfile.TemporaryDirectory() as scratch:

@@ -13,7 +13,7 @@ from expertflow_jax import cli
 
 
 def main(invocation: cli.Invocation) -> None:
-    from expertflow_jax.throughput import runner
+    from expertflow_jax.studies.throughput import runner
 
     if invocation.dry_run:
         runner.plan(invocation.config)

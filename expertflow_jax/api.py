@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.inference.batching import Prompt, PromptBatch, behind_encoder, pad_prompts
 from expertflow_jax.inference.chat import Message, encode_prompts
 from expertflow_jax.inference.forecasting import Forecaster, NoForecast, PredictedForecast
 from expertflow_jax.inference.generation import Generated, generate_batch
@@ -30,6 +29,7 @@ from expertflow_jax.offload.misses import make_miss_policy
 from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.predictor import Predictor
 from expertflow_jax.processing import end_token_ids
+from expertflow_jax.processing.batching import Prompt, PromptBatch, behind_encoder, pad_prompts
 from expertflow_jax.routing.trace import RoutingTrace
 
 

@@ -12,13 +12,13 @@ from flax import nnx
 from scipy.special import softmax
 
 from expertflow_jax.checkpoints import load_model as load_module
-from expertflow_jax.inference.batching import Prompt, PromptBatch, pad_prompts
 from expertflow_jax.inference.loading import LoadedModel, load_model
 from expertflow_jax.inference.session import InferenceSession
 from expertflow_jax.models.causal_lm import CausalLM, ForwardOutput
 from expertflow_jax.offload.clock import VirtualClock
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.misses import make_miss_policy
+from expertflow_jax.processing.batching import Prompt, PromptBatch, pad_prompts
 from expertflow_jax.simulation.costs import ComputeCosts, Line
 
 TOLERANCE = 1e-4  # of a logit difference to the logits, in the Euclidean norm; all in float32

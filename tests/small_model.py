@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from expertflow_jax.inference.batching import Prompt
 from expertflow_jax.inference.stages import Stages
 from expertflow_jax.models.decoder_config import DecoderConfig
 from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe, Qwen3VLMoeConfig, VisionConfig
 from expertflow_jax.offload.store import ExpertStore
+from expertflow_jax.processing.batching import Prompt
 
 IMAGE, VIDEO, START, END = 1, 2, 3, 4
 

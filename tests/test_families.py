@@ -19,8 +19,8 @@ from expertflow_jax.checkpoints import load_model, save_hf
 from expertflow_jax.checkpoints.families import FAMILIES
 from expertflow_jax.checkpoints.load import read_config
 from expertflow_jax.errors import InputError
-from expertflow_jax.inference.batching import Prompt
 from expertflow_jax.predictor.recording import Recorder
+from expertflow_jax.processing.batching import Prompt
 from expertflow_jax.tasks.digit_scenes import processor_files
 
 GOLDENS = Path(__file__).parent / "goldens" / "models"

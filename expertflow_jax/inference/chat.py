@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.inference.batching import Prompt
 from expertflow_jax.processing import Processor, check_messages
+from expertflow_jax.processing.batching import Prompt
 
 Message = Mapping[str, Any]
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from expertflow_jax.inference.batching import Prompt, pad_prompts
 from expertflow_jax.inference.forecasting import Forecaster
 from expertflow_jax.inference.sampling import Sampler
 from expertflow_jax.inference.session import InferenceSession
+from expertflow_jax.processing.batching import Prompt, pad_prompts
 
 
 @dataclasses.dataclass

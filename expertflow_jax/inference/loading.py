@@ -16,7 +16,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from expertflow_jax.checkpoints import ExpertFiles, load_dense_and_experts
 from expertflow_jax.errors import InputError
-from expertflow_jax.inference.batching import PromptBatch
 from expertflow_jax.inference.stages import Stages
 from expertflow_jax.locate import locate
 from expertflow_jax.models.causal_lm import ModelConfig
@@ -26,6 +25,7 @@ from expertflow_jax.offload.budget import HostPlan, parse_bytes, plan_host
 from expertflow_jax.offload.store import ExpertStore
 from expertflow_jax.offload.tiers import TieredStore
 from expertflow_jax.processing import Processor
+from expertflow_jax.processing.batching import PromptBatch
 from expertflow_jax.routing.fingerprint import fingerprint_of
 
 DTYPES = ("float32", "bfloat16")

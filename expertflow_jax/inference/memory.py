@@ -8,10 +8,10 @@ import dataclasses
 
 import numpy as np
 
-from expertflow_jax.inference.batching import Prompt, bucket
 from expertflow_jax.models.causal_lm import ModelConfig
 from expertflow_jax.offload.budget import HostPlan, MemoryPlan, parse_bytes, plan_memory
 from expertflow_jax.predictor import Predictor
+from expertflow_jax.processing.batching import Prompt, bucket
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from expertflow_jax.inference.batching import Prompt, pad_prompts
 from expertflow_jax.inference.forecasting import Forecaster
 from expertflow_jax.inference.session import InferenceSession
+from expertflow_jax.processing.batching import Prompt, pad_prompts
 
 
 @dataclasses.dataclass

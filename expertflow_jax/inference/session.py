@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from expertflow_jax.inference.batching import PromptBatch, bucket
 from expertflow_jax.inference.device_memory import bytes_in_use
 from expertflow_jax.inference.rows import expert_rows
 from expertflow_jax.inference.stages import Stages
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.misses import MissPolicy
+from expertflow_jax.processing.batching import PromptBatch, bucket
 from expertflow_jax.simulation.costs import ComputeCosts
 
 

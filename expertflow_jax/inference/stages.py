@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from expertflow_jax.inference.batching import PromptBatch
 from expertflow_jax.models import experts
+from expertflow_jax.processing.batching import PromptBatch
 
 
 class LayerStages:

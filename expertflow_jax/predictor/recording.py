@@ -19,8 +19,8 @@ from flax import nnx
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.inference.batching import Prompt, PromptBatch, for_stacks, pad_prompts
 from expertflow_jax.processing import Processor
+from expertflow_jax.processing.batching import Prompt, PromptBatch, for_stacks, pad_prompts
 from expertflow_jax.routing.recorder import SequenceRecorder
 from expertflow_jax.routing.trace import RoutingTrace
 from expertflow_jax.routing.trace_set import TraceSetWriter, read_manifest

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.inference.batching import Prompt
 from expertflow_jax.processing import Processor
+from expertflow_jax.processing.batching import Prompt
 from expertflow_jax.tasks.base import Example, Task
 from expertflow_jax.tasks.text import windows
 

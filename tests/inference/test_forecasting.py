@@ -10,7 +10,6 @@ from flax import nnx
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_model import random_prompts, served, small_config
 
-from expertflow_jax.inference.batching import pad_prompts
 from expertflow_jax.inference.forecasting import SOON, NoForecast, PredictedForecast
 from expertflow_jax.inference.generation import generate_batch
 from expertflow_jax.inference.scoring import score_batch
@@ -20,6 +19,7 @@ from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.misses import make_miss_policy
 from expertflow_jax.predictor import Predictor, PredictorConfig, RoutingPathPredictor
 from expertflow_jax.predictor.forecast import combine_sequences, step_forecast
+from expertflow_jax.processing.batching import pad_prompts
 from expertflow_jax.simulation.costs import ComputeCosts, Line
 
 COSTS = ComputeCosts(*[Line(1e-4, 1e-6)] * 2, 1e-6, *[Line(1e-4, 1e-6)] * 3)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_model import random_prompts, served, small_config
 
-from expertflow_jax.inference.batching import pad_prompts
 from expertflow_jax.inference.forecasting import NoForecast, TrueForecast
 from expertflow_jax.inference.generation import generate_batch
 from expertflow_jax.inference.session import InferenceSession
@@ -20,6 +19,7 @@ from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe
 from expertflow_jax.offload.clock import RealClock, VirtualClock
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.misses import make_miss_policy
+from expertflow_jax.processing.batching import pad_prompts
 from expertflow_jax.simulation.costs import ComputeCosts, Line
 
 COSTS = ComputeCosts(Line(1e-4, 1e-6), Line(1e-5, 1e-7), 1e-6, Line(1e-5, 0), Line(1e-4, 1e-6), Line(1e-4, 1e-6))

@@ -11,9 +11,9 @@ from expertflow_jax.offload.policies import POLICIES, make_policy
 from expertflow_jax.offload.slots import KEPT
 from expertflow_jax.offload.store import ExpertSizes
 from expertflow_jax.simulation.costs import ComputeCosts, Line
+from expertflow_jax.simulation.limits import least_transfers
 from expertflow_jax.simulation.replay import ReplayStep, replay, true_horizons
 from expertflow_jax.simulation.synthetic import noisy_horizons, recall, synthetic_steps
-from expertflow_jax.throughput.limits import least_transfers
 
 LAYERS, EXPERTS = 6, 32
 FRACTIONS = [0.125, 0.25, 0.5, 0.75]

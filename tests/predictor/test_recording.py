@@ -6,10 +6,10 @@ import pytest
 from flax import nnx
 
 from expertflow_jax import checkpoints
-from expertflow_jax.inference.batching import pad_prompts
 from expertflow_jax.predictor.examples import unusual_examples
 from expertflow_jax.predictor.recording import Recorder, record
 from expertflow_jax.processing import Processor
+from expertflow_jax.processing.batching import pad_prompts
 from expertflow_jax.routing.fingerprint import fingerprint_of
 from expertflow_jax.routing.trace_set import TraceSet
 from expertflow_jax.tasks.encoding import encode_example

@@ -1,0 +1,84 @@
+"""A task's examples made ready once for all cells: encoded prompts, and each sequence's forecast for the scheduler.
+
+Axes: W sequences, L MoE layers, E experts.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from expertflow_jax.inference.loading import LoadedModel
+from expertflow_jax.predictor import Predictor
+from expertflow_jax.predictor.forecast import sequence_forecast
+from expertflow_jax.processing.batching import Prompt, for_stacks, pad_prompts
+from expertflow_jax.tasks.base import Example, Task
+from expertflow_jax.tasks.digit_scenes.files import write_benchmark
+from expertflow_jax.tasks.encoding import encode_task
+from expertflow_jax.tasks.registry import make_task
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskData:
+    """Examples of one task with their encoded prompts, in the same order."""
+
+    task: Task
+    examples: list[Example]
+    prompts: list[Prompt]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, image tokens included."""
+        return sum(len(p.input_ids) for p in self.prompts)
+
+
+def open_task(config: ml_collections.ConfigDict, name: str, workdir: Path) -> Task:
+    """The task on the official files of `config.data_dir`, or on digit scenes written to WORKDIR/data.
+
+    Raises:
+      InputError: no such task or split, or files that are missing or malformed.
+    """
+    data_dir = Path(config.data_dir) if config.data_dir else workdir / "data"
+    if not config.data_dir:
+        sizes = config.digit_scenes
+        write_benchmark(data_dir, train=sizes.train, val=sizes.val, seed=sizes.seed)
+    return make_task(name, data_dir, config.split, image_first=config.image_first)
+
+
+def prepare(model: LoadedModel, task: Task, limit: int, text_tokens: int) -> TaskData:
+    """Reads and encodes `limit` examples (all with 0)."""
+    found = task.examples(None if task.teacher_forced else limit or None)
+    examples, prompts = encode_task(model.processor, task, found, text_tokens, model.config.text.vocab_size)
+    prompts = [for_stacks(model.config, prompt, foretold=task.teacher_forced) for prompt in prompts]
+    if task.teacher_forced:  # behind an encoder, what the decoder foretells
+        examples = [
+            dataclasses.replace(example, target=prompt.input_ids[(prompt.encoder_tokens or 0) + 1 :].tolist())
+            for example, prompt in zip(examples, prompts, strict=True)
+        ]
+    if limit and not task.circular:
+        examples, prompts = examples[:limit], prompts[:limit]
+    return TaskData(task, examples, prompts)
+
+
+def signatures(model: LoadedModel, predictor: Predictor | None, data: TaskData, batch_size: int) -> np.ndarray:
+    """Forecast of every sequence's prompt, P(sequence uses expert): float32 [W, L, E]; zeros without a predictor."""
+    if predictor is None:
+        return np.zeros((len(data.prompts), model.store.num_layers, model.store.num_experts), np.float32)
+    parts = [data.prompts[start : start + batch_size] for start in range(0, len(data.prompts), batch_size)]
+    return np.concatenate([forecast_prompts(model, predictor, prompts, batch_size) for prompts in parts])
+
+
+def forecast_prompts(
+    model: LoadedModel, predictor: Predictor, prompts: Sequence[Prompt], batch_size: int
+) -> np.ndarray:
+    """The same of at most `batch_size` prompts in one go: float32 [prompts, L, E]."""
+    batch = pad_prompts(model.stages.config, prompts, batch_size)
+    x, _ = model.embed(batch)
+    visits = batch.visits(model.config.text)
+    if visits is not None:
+        probs, _ = predictor.prefill(x, batch.lengths)
+        return sequence_forecast(probs * visits[..., None], batch.lengths)[: len(prompts)]
+    use, _ = predictor.forecast(x, batch.lengths)
+    return np.asarray(use)[: len(prompts)]

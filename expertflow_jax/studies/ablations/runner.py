@@ -1,0 +1,122 @@
+"""Runs the variants of `variants.py` on recorded routing and tabulates them. Nothing here depends on the machine."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from rich.console import Console
+from rich.progress import track
+
+from expertflow_jax.errors import InputError
+from expertflow_jax.harness.document import Grid, to_markdown
+from expertflow_jax.harness.files import write_atomically
+from expertflow_jax.inference.loading import load_model
+from expertflow_jax.locate import locate
+from expertflow_jax.predictor import Predictor
+from expertflow_jax.simulation.machines import gpu_machine, recorded_machine
+from expertflow_jax.studies.ablations.variants import BASE, VARIANTS, Variant, run
+from expertflow_jax.workloads.recorded import record_questions, recorded_steps
+from expertflow_jax.workloads.shapes import find_shape
+
+Row = dict[str, Any]
+
+
+def settings(config: ml_collections.ConfigDict) -> list[tuple[str, int, float]]:
+    """(model, batch size, cache fraction) of every column.
+
+    Raises:
+      InputError: values that cannot be.
+    """
+    for fraction in config.cache_fractions:
+        if not 0 < fraction <= 1:
+            raise InputError(f"config key cache_fractions: {fraction} is not above 0 and at most 1")
+    for size in config.batch_sizes:
+        if not 1 <= size <= config.sequences:
+            raise InputError(f"config key batch_sizes: {size} is not between 1 and sequences ({config.sequences})")
+    if config.new_tokens < 1:
+        raise InputError(f"config key new_tokens: {config.new_tokens} is below 1")
+    for name, num_layers in config.shapes:
+        find_shape(name)
+        if num_layers < 1:
+            raise InputError(f"config key shapes: {name} cannot have {num_layers} layers")
+    models = (config.model, *(name for name, _ in config.shapes))
+    return [(name, size, f) for name in models for size in config.batch_sizes for f in config.cache_fractions]
+
+
+def plan(config: ml_collections.ConfigDict) -> None:
+    """Prints what would run; runs nothing."""
+    console = Console(width=118)
+    for name, size, fraction in settings(config):
+        console.print(f"{name}, batch {size}, cache fraction {fraction:g}", highlight=False)
+    console.print(f"{len(VARIANTS)} variants each: {', '.join(variant.name for variant in VARIANTS)}; no weights move")
+
+
+def measure(config: ml_collections.ConfigDict, workdir: Path) -> list[Row]:
+    """Replays all variants in all settings; writes ablations.jsonl and ablations.md and prints the tables.
+
+    Raises:
+      InputError: bad config.
+    """
+    columns = settings(config)
+    model = load_model(config.model)
+    predictor = Predictor.load(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
+    machines = {config.model: recorded_machine(config.costs, config.link, model.store.expert_bytes)}
+    shapes: dict[str, tuple[int, int, int] | None] = {config.model: None}
+    for name, num_layers in config.shapes:
+        full = find_shape(name).full
+        machines[name] = gpu_machine(config.gpu, full)
+        shapes[name] = (num_layers, full.num_experts, full.top_k)
+    recording = record_questions(model, config.sequences, config.new_tokens, config.seed)
+    rows: list[Row] = []
+    traces: dict[tuple[str, int], Any] = {}
+    for name, size, fraction in track(columns, description="settings"):
+        if (name, size) not in traces:
+            traces = {(name, size): recorded_steps(recording, predictor, shapes[name], size)}
+        for variant in VARIANTS:
+            outcome = run(variant, traces[name, size], machines[name], fraction, size)
+            place = {"variant": variant.name, "model": name, "batch_size": size, "cache_fraction": fraction}
+            rows.append({**place, **dataclasses.asdict(outcome)})
+    workdir.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(workdir / "ablations.jsonl", text.encode())
+    grids = tables(rows, columns)
+    write_atomically(workdir / "ablations.md", to_markdown(grids, workdir).encode())
+    console = Console(width=118)
+    console.print(to_markdown(grids, workdir), highlight=False, markup=False, soft_wrap=True)
+    return rows
+
+
+def tables(rows: Sequence[Row], columns: Sequence[tuple[str, int, float]]) -> list[Grid]:
+    """Speed and bytes of the variants beside the engine as built; then how far it runs without a miss."""
+
+    def find(variant: Variant, column: tuple[str, int, float]) -> Row:
+        name, size, fraction = column
+        wanted = {"variant": variant.name, "model": name, "batch_size": size, "cache_fraction": fraction}
+        return next(row for row in rows if wanted.items() <= row.items())
+
+    heads = [f"{name}, {size} at {fraction:g}" for name, size, fraction in columns]
+    speeds = []
+    for variant in VARIANTS:
+        cells = []
+        for column in columns:
+            base, row = find(BASE, column), find(variant, column)
+            speed = base["seconds"] / row["seconds"]
+            moved = row["bytes_transferred"] / max(base["bytes_transferred"], 1)
+            cells.append(f"{speed:.3f}x / {moved:.2f}" if variant is not BASE else f"1 / 1 ({row['hit_rate']:.2f})")
+        speeds.append((variant.name, *cells))
+    ahead = []
+    for head, column in zip(heads, columns, strict=True):
+        base = find(BASE, column)
+        shares = (f"{base['steps_without_miss']:.3f}", f"{base['layers_without_miss']:.3f}")
+        ahead.append((head, *shares, f"{base['layers_until_miss']:.1f}"))
+    return [
+        Grid(("speed / bytes (hit rate)", *heads), speeds, (False, *[True] * len(heads))),
+        Grid(
+            ("decode steps", "without a miss", "layers without one", "layers until the first"),
+            ahead,
+            (False, True, True, True),
+        ),
+    ]

@@ -1,0 +1,175 @@
+"""From what a cell did to its row: scores, and paired comparison with the all-resident runs. (DESIGN section 10.)
+
+Axes: W examples, U statistical units, V vocabulary.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from expertflow_jax.harness.data import TaskData
+from expertflow_jax.harness.results import CellRow, ResultWriter, cell_id
+from expertflow_jax.inference.loading import LoadedModel
+from expertflow_jax.offload.misses import make_miss_policy
+from expertflow_jax.studies.accuracy import statistics
+from expertflow_jax.studies.accuracy.execution import Execution
+from expertflow_jax.studies.accuracy.grid import Cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What later cells compare with; a finished cell's is read back from its files.
+
+    Attributes:
+      texts: answers.
+      scores: float [W], each in [0, 1].
+      first_logits, digests, needed: see `Execution`.
+    """
+
+    texts: list[str]
+    scores: np.ndarray
+    first_logits: np.ndarray
+    digests: np.ndarray
+    needed: np.ndarray
+
+    @staticmethod
+    def of(data: TaskData, execution: Execution) -> "Outcome":
+        """Scores the answers by the task's official metric."""
+        scores = [data.task.score(e, t) for e, t in zip(data.examples, execution.texts, strict=True)]
+        return Outcome(execution.texts, np.array(scores), execution.first_logits, execution.digests, execution.needed)
+
+    @staticmethod
+    def read(writer: ResultWriter, name: str) -> "Outcome":
+        """Reads back a finished all-resident cell."""
+        predictions, arrays = writer.predictions(name), writer.arrays(name)
+        steps, layers, experts = (int(n) for n in arrays["needed_shape"])
+        bits = np.unpackbits(arrays["needed"], count=steps * layers * experts)
+        return Outcome(
+            [p["prediction"] for p in predictions],
+            np.array([p["score"] for p in predictions], float),
+            arrays["first_logits"],
+            arrays["digests"],
+            bits.astype(bool).reshape(steps, layers, experts),
+        )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `read` needs beside the predictions."""
+        return {
+            "first_logits": self.first_logits,
+            "digests": self.digests,
+            "needed": np.packbits(self.needed),
+            "needed_shape": np.array(self.needed.shape),
+        }
+
+
+def units(data: TaskData, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of the statistical units, float [U], and the cluster that each belongs to.
+
+    In VQA a unit is a question, clustered by image; under circular evaluation it is a question with all its
+    rotations, right only if every rotation is (MMBench, 2307.06281, section 4.3).
+    """
+    clusters = np.array([example.cluster for example in data.examples])
+    if data.task.circular:
+        scores, names = statistics.group_minimum(scores, clusters)
+        return scores, np.asarray(names)
+    return scores, clusters
+
+
+def make_row(
+    config: ml_collections.ConfigDict,
+    model: LoadedModel,
+    cell: Cell,
+    data: TaskData,
+    execution: Execution,
+    outcome: Outcome,
+    reference: Outcome,
+    baseline: Outcome,
+) -> CellRow:
+    """The cell's row.
+
+    Args:
+      model: that the cell ran.
+      reference: the all-resident run of the same batches, for bit-identity.
+      baseline: the all-resident run in order of arrival, for paired accuracy.
+    """
+    sample = {"samples": config.bootstrap_samples, "seed": cell.seed}
+    scores, clusters = units(data, outcome.scores)
+    before, _ = units(data, baseline.scores)
+    accuracy = statistics.bootstrap_mean(scores, clusters=clusters, **sample)
+    delta = statistics.paired_difference(scores, before, clusters=clusters, **sample)
+    stats, plan = execution.stats, execution.plan
+    wall = stats["wall_seconds"]
+    compute = stats["compute_seconds"]
+    if stats["clock"] == "real":  # the device works while the host waits for nothing else
+        compute = max(0.0, wall - stats["stall_seconds"] - stats["predictor_seconds"] - stats["host_seconds"])
+    asked = stats["hits"] + stats["late"] + stats["misses"]
+    return CellRow(
+        cell_id=cell_id(cell),
+        model=model.name,
+        task=cell.task,
+        split=config.split,
+        policy=cell.policy,
+        scheduler=cell.scheduler,
+        miss_policy=cell.miss_policy,
+        expert_dtype=model.expert_dtype,
+        lossless=make_miss_policy(cell.miss_policy).lossless and not model.quantized,
+        cache_fraction=plan.cache_fraction,
+        slots=plan.slots,
+        memory_budget_bytes=plan.total_bytes,
+        peak_device_bytes=execution.peak_device_bytes,
+        host_bytes=plan.host_bytes,
+        expert_bytes=plan.expert_bytes,
+        batch_size=config.batch_size,
+        seed=cell.seed,
+        num_examples=len(data.examples),
+        accuracy=accuracy.estimate,
+        accuracy_ci_low=accuracy.low,
+        accuracy_ci_high=accuracy.high,
+        reference_accuracy=float(before.mean()),
+        accuracy_delta=delta.estimate,
+        delta_ci_low=delta.low,
+        delta_ci_high=delta.high,
+        flips=statistics.count_flips(outcome.texts, baseline.texts),
+        mcnemar_p=statistics.mcnemar(scores, before).p,
+        logit_kl=float(statistics.logit_kl(baseline.first_logits, outcome.first_logits).mean()),
+        bit_identical=bool((outcome.digests == reference.digests).all()),
+        tokens=execution.tokens,
+        tokens_per_second=execution.tokens / wall,
+        wall_seconds=wall,
+        compute_seconds=compute,
+        stall_seconds=stats["stall_seconds"],
+        predictor_seconds=stats["predictor_seconds"],
+        bytes_transferred=stats["bytes_transferred"],
+        disk_bytes=stats["disk_bytes"],
+        prefetches=stats["prefetches"],
+        hits=stats["hits"],
+        late=stats["late"],
+        misses=stats["misses"],
+        corrections=stats["corrections"],
+        hit_rate=stats["hits"] / asked if asked else None,
+        experts_per_batch=execution.experts_per_batch,
+        perplexity=None if execution.nats is None else math.exp(execution.nats),
+        link=config.link,
+        clock=config.clock,
+        device=jax.local_devices()[0].device_kind,
+    )
+
+
+def predictions(data: TaskData, outcome: Outcome, baseline: Outcome) -> list[dict[str, Any]]:
+    """One mapping per example, as `predictions/<cell>.jsonl` holds them."""
+    rows: Sequence[tuple] = list(zip(data.examples, outcome.texts, outcome.scores, baseline.texts, strict=True))
+    return [
+        {
+            "id": example.id,
+            "prediction": text,
+            "target": example.target,
+            "score": float(score),
+            "reference_prediction": reference,
+        }
+        for example, text, score, reference in rows
+    ]

@@ -1,0 +1,263 @@
+"""Runs one cell: schedules its sequences, generates every answer through the expert cache, and counts.
+
+Axes: W examples, V vocabulary, L MoE layers, E experts.
+"""
+
+import dataclasses
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from expertflow_jax.harness.data import TaskData, forecast_prompts
+from expertflow_jax.inference.forecasting import (
+    Forecaster,
+    NoForecast,
+    PredictedForecast,
+    TrueForecast,
+    predictor_time,
+)
+from expertflow_jax.inference.generation import generate_batch
+from expertflow_jax.inference.loading import LoadedModel
+from expertflow_jax.inference.memory import RequestSize, plan_request
+from expertflow_jax.inference.scoring import score_batch
+from expertflow_jax.inference.session import InferenceSession
+from expertflow_jax.offload.budget import MemoryPlan
+from expertflow_jax.offload.clock import RealClock, VirtualClock
+from expertflow_jax.offload.engine import ExpertCacheEngine
+from expertflow_jax.offload.misses import make_miss_policy
+from expertflow_jax.offload.policies import make_policy
+from expertflow_jax.predictor import Predictor
+from expertflow_jax.predictor.forecast import combine_sequences
+from expertflow_jax.processing import Processor, end_token_ids
+from expertflow_jax.processing.batching import Prompt
+from expertflow_jax.scheduling import Scheduler, make_scheduler
+from expertflow_jax.simulation.costs import ComputeCosts
+from expertflow_jax.studies.accuracy.grid import Cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What all cells of a study share.
+
+    Attributes:
+      model: as the checkpoint has it.
+      quantized: by the `expert_dtype` of cells, the same model with such experts.
+      predictor: None if no cell forecasts.
+      data, signatures: per task; signatures float32 [W, L, E].
+      costs: seconds of each stage on the virtual clock; None under the real one.
+    """
+
+    model: LoadedModel
+    predictor: Predictor | None
+    data: dict[str, TaskData]
+    signatures: dict[str, np.ndarray]
+    costs: ComputeCosts | None
+    link: str
+    batch_size: int
+    window: int
+    max_wait: int | None
+    disk: str = "direct"
+    quantized: Mapping[str, LoadedModel] = dataclasses.field(default_factory=dict)
+
+    def model_of(self, cell: Cell) -> LoadedModel:
+        """The model that the cell runs."""
+        return self.quantized[cell.expert_dtype] if cell.expert_dtype else self.model
+
+    def plan(self, cell: Cell) -> MemoryPlan:
+        """How the cell's device memory is divided; raises InputError below the minimum budget."""
+        data, model = self.data[cell.task], self.model_of(cell)
+        stages = model.stages
+        return plan_request(
+            model.config,
+            stages.dense_bytes,
+            model.store.expert_bytes,
+            RequestSize.of(data.prompts, self.batch_size, max(e.max_new_tokens for e in data.examples)),
+            itemsize=np.dtype(stages.dtype).itemsize,
+            predictor=self.predictor if cell.forecasts else None,
+            memory_budget=cell.memory_budget,
+            cache_fraction=cell.cache_fraction,
+            scratch_bytes=stages.layout.scratch_bytes,
+            host=model.host,
+        )
+
+    def scheduler(self, cell: Cell) -> Scheduler:
+        """The cell's token scheduler."""
+        return make_scheduler(cell.scheduler, batch_size=self.batch_size, seed=cell.seed, max_wait=self.max_wait)
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """What a cell did.
+
+    Attributes:
+      texts: answers, in the order of the examples; under teacher forcing the foretold token ids.
+      first_logits: float32 [W, V], of each answer's first token; under teacher forcing after the last token.
+      digests: uint8 [W, 16], of the logits of all its tokens.
+      nats: mean negative log-likelihood of all foretold tokens; None unless teacher-forced.
+      needed: bool [steps, L, E], experts that each step's router asked for.
+      stats: the engine's.
+      tokens: prompt and answer tokens processed.
+      experts_per_batch: distinct experts per layer that a batch asks for until its last answer, mean.
+      peak_device_bytes: largest sum of what lived on the device.
+      plan: how the memory was divided.
+    """
+
+    texts: list[str]
+    first_logits: np.ndarray
+    digests: np.ndarray
+    nats: float | None
+    needed: np.ndarray
+    stats: dict[str, Any]
+    tokens: int
+    experts_per_batch: float
+    peak_device_bytes: int
+    plan: MemoryPlan
+
+
+def execute(
+    setting: Setting,
+    cell: Cell,
+    truth: np.ndarray | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Execution:
+    """Runs the cell from a warm cache.
+
+    Args:
+      truth: bool [steps, L, E], `Execution.needed` of the all-resident run of the same batches, for the oracle.
+      on_batch: called with (batches done, batches in all).
+
+    Raises:
+      InputError: the memory budget is too small.
+    """
+    plan = setting.plan(cell)
+    clock = VirtualClock() if setting.costs is not None else RealClock()
+    gc.collect()  # the slots of an engine that is gone must not count as this cell's memory
+    store = setting.model_of(cell).store
+    engine = ExpertCacheEngine(store, plan.slots, make_policy(cell.policy), setting.link, clock, disk=setting.disk)
+    try:
+        if not clock.virtual:  # compile outside the measurement
+            _run(setting, cell, engine, truth, None)
+        engine.warm_up()
+        engine.reset_stats()
+        return _run(setting, cell, engine, truth, on_batch, plan)
+    finally:
+        engine.close()
+
+
+def _run(
+    setting: Setting,
+    cell: Cell,
+    engine: ExpertCacheEngine,
+    truth: np.ndarray | None,
+    on_batch: Callable[[int, int], None] | None,
+    plan: MemoryPlan | None = None,
+) -> Execution:
+    model, data = setting.model_of(cell), setting.data[cell.task]
+    session = InferenceSession(model.stages, engine, make_miss_policy(cell.miss_policy), setting.costs)
+    count = len(data.prompts)
+    texts = [""] * count
+    first_logits = np.zeros((count, model.config.text.vocab_size), np.float32)
+    digests = np.zeros((count, 16), np.uint8)
+    nats: list[np.ndarray] = []
+    needed: list[np.ndarray] = []
+    distinct: list[float] = []
+    tokens = 0
+    forecaster = _forecaster(setting, cell, engine, truth)
+    for done, (total, batch, queued) in enumerate(_batches(setting, cell, engine), start=1):
+        session.records = []
+        forecaster.expect(queued)
+        prompts = [data.prompts[i] for i in batch]
+        if data.task.teacher_forced:
+            scored = score_batch(session, prompts, forecaster, batch_size=setting.batch_size)
+            nats += [sequence.nats for sequence in scored]
+            found = [(" ".join(map(str, s.greedy)), s.last_logits, s.logits_digest) for s in scored]
+        else:
+            limits = [data.examples[i].max_new_tokens for i in batch]
+            found = _answers(setting, session, prompts, forecaster, limits)
+        for i, (text, logits, digest) in zip(batch, found, strict=True):
+            texts[i], first_logits[i] = text, logits
+            digests[i] = np.frombuffer(bytes.fromhex(digest), np.uint8)
+        steps = [record.needed for record in session.records]
+        needed += steps
+        distinct.append(float(np.any(steps, axis=0).sum(axis=1).mean()))
+        tokens += sum(int(record.lengths.sum()) for record in session.records)
+        if on_batch is not None:
+            on_batch(done, total)
+    return Execution(
+        texts,
+        first_logits,
+        digests,
+        float(np.mean(np.concatenate(nats), dtype=np.float64)) if nats else None,
+        np.stack(needed),
+        engine.stats(),
+        tokens,
+        float(np.mean(distinct)),
+        session.peak_device_bytes,
+        plan or setting.plan(cell),
+    )
+
+
+def _answers(
+    setting: Setting, session: InferenceSession, prompts: list[Prompt], forecaster: Forecaster, limits: list[int]
+) -> list[tuple[str, np.ndarray, str]]:
+    """(text, logits of the first token, digest of all logits) of each prompt's greedy answer."""
+    processor = setting.model.processor
+    generated = generate_batch(
+        session,
+        prompts,
+        forecaster,
+        max_new_tokens=limits,
+        stop_ids=processor.eos_token_ids if processor is not None else end_token_ids(setting.model.path),
+        batch_size=setting.batch_size,
+    )
+    return [(_text(processor, answer.token_ids), answer.first_logits, answer.logits_digest) for answer in generated]
+
+
+def _text(processor: Processor | None, ids: list[int]) -> str:
+    """Decoded; without a tokenizer, the token ids themselves."""
+    return " ".join(map(str, ids)) if processor is None else processor.decode(ids)
+
+
+def _batches(
+    setting: Setting, cell: Cell, engine: ExpertCacheEngine
+) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+    """(number of batches in all, example indices of a batch, what the batch behind it will use), window by window.
+
+    Forecasts for scheduling cost time. They say what waits in the queue, too: float32 [L, E], of the window's next
+    prefill; None where nothing was forecast.
+    """
+    scheduler = setting.scheduler(cell)
+    data = setting.data[cell.task]
+    windows = np.array_split(np.arange(len(data.prompts)), -(-len(data.prompts) // setting.window))
+    total = sum(-(-len(window) // setting.batch_size) for window in windows)
+    for window in windows:
+        signatures = setting.signatures[cell.task][window]
+        if scheduler.uses_forecast:
+            _book_scheduling(setting, data, window, engine)
+        batches = scheduler.plan(signatures, arrival=window.tolist())
+        for batch, after in zip(batches, [*batches[1:], None], strict=True):
+            known = scheduler.uses_forecast and after is not None
+            yield total, window[batch], combine_sequences(signatures[after]) if known else None
+
+
+def _book_scheduling(setting: Setting, data: TaskData, window: np.ndarray, engine: ExpertCacheEngine) -> None:
+    """The forecasts that a window is scheduled by take their time; what they say is known from `Setting.signatures`."""
+    assert setting.predictor is not None, "the runner refuses such a cell without a predictor"
+    for start in range(0, len(window), setting.batch_size):
+        prompts = [data.prompts[i] for i in window[start : start + setting.batch_size]]
+        tokens = sum(len(prompt.input_ids) for prompt in prompts)
+        with predictor_time(engine.clock, setting.costs, tokens, "forecast for scheduling"):
+            if not engine.clock.virtual:
+                forecast_prompts(setting.model, setting.predictor, prompts, setting.batch_size)
+
+
+def _forecaster(setting: Setting, cell: Cell, engine: ExpertCacheEngine, truth: np.ndarray | None) -> Forecaster:
+    if cell.policy == "oracle":
+        assert truth is not None, "the oracle runs after its all-resident reference"
+        return TrueForecast(list(truth))
+    if engine.forecasts:
+        assert setting.predictor is not None, "the runner refuses such a cell without a predictor"
+        return PredictedForecast(setting.predictor, engine.clock, setting.costs)
+    return NoForecast()

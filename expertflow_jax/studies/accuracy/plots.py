@@ -1,0 +1,292 @@
+"""A study's plots: accuracy, throughput and hit rate over memory, what schedulers save, what lossy misses cost and buy.
+
+A policy has the same colour and marker everywhere. Cells that differ only in their seed are averaged, their intervals
+too. Functions draw on figures of their own, without a window system.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from expertflow_jax.harness.results import CellRow
+from expertflow_jax.studies.accuracy.statistics import noise_floor
+from expertflow_jax.studies.accuracy.tables import Comparisons, in_order, ordered
+
+_MIB = 1 << 20
+# Okabe and Ito's colours, which colour-blind readers tell apart
+_LOOKS = {
+    "resident": ("#000000", "*"),
+    "on_demand": ("#999999", "s"),
+    "cache_moe": ("#E69F00", "^"),
+    "expertflow": ("#0072B2", "o"),
+    "oracle": ("#009E73", "D"),
+}
+_SPARE = (("#CC79A7", "v"), ("#D55E00", "P"), ("#56B4E9", "X"), ("#B5A800", "<"), ("#7F3FBF", ">"))
+_SCHEDULER_LOOKS = {
+    "fifo": ("#000000", "o"),
+    "random": ("#999999", "s"),
+    "kmeans": ("#D55E00", "^"),
+    "greedy": ("#0072B2", "D"),
+}
+_LINES = {"wait": "-", "drop": ":", "substitute": "--", "int8": (0, (7, 1.5)), "int4": (0, (3, 1.5, 1, 1.5))}
+_RULES: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "lines.markersize": 5.5,
+    "legend.frameon": False,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """Means over seeds of the cells at one place of a plot; `accuracy` and `delta` are (estimate, low, high)."""
+
+    rows: Sequence[CellRow]
+    mebibytes: float
+    tokens_per_second: float
+    hit_rate: float
+    experts_per_batch: float
+    accuracy: np.ndarray
+    delta: np.ndarray
+
+    @property
+    def row(self) -> CellRow:
+        """One of the cells, for the names that they share."""
+        return self.rows[0]
+
+
+def draw_plots(rows: Sequence[CellRow], folder: Path) -> list[tuple[Path, str]]:
+    """Draws all plots that the cells allow into `folder`: (path, caption) of each, PNG."""
+    import matplotlib
+
+    folder.mkdir(parents=True, exist_ok=True)
+    done = []
+    with matplotlib.rc_context(_RULES):
+        for task in ordered(row.task for row in rows):
+            mine = in_order(row for row in rows if row.task == task)
+            for name, draw, caption in _PLOTS:
+                figure = draw(mine)
+                if figure is None:
+                    continue
+                path = folder / f"{task}_{name}.png"
+                figure.suptitle(f"{task}, {mine[0].model}", fontsize=12)
+                # no version in the file: the same rows give the same bytes
+                figure.savefig(path, dpi=130, metadata={"Software": None})
+                done.append((path, f"{task}: {caption}{_simulated(mine)}"))
+    return done
+
+
+def _simulated(rows: Sequence[CellRow]) -> str:
+    return " Tokens per second are of simulated time." if any(row.clock == "virtual" for row in rows) else ""
+
+
+def _points(rows: Iterable[CellRow]) -> list[Point]:
+    """One point per combination of names and size, ascending in memory."""
+    groups: dict[tuple, list[CellRow]] = {}
+    for row in rows:
+        groups.setdefault((row.policy, row.scheduler, row.losses, row.slots), []).append(row)
+    found = [_point(group) for group in groups.values()]
+    return sorted(found, key=lambda point: point.mebibytes)
+
+
+def _point(rows: Sequence[CellRow]) -> Point:
+    def mean(value: Callable[[CellRow], float | None]) -> float:
+        return _mean(map(value, rows))
+
+    return Point(
+        rows,
+        mean(lambda r: r.memory_budget_bytes / _MIB),
+        mean(lambda r: r.tokens_per_second),
+        mean(lambda r: r.hit_rate),
+        mean(lambda r: r.experts_per_batch),
+        np.mean([(r.accuracy, r.accuracy_ci_low, r.accuracy_ci_high) for r in rows], axis=0),
+        np.mean([(r.accuracy_delta, r.delta_ci_low, r.delta_ci_high) for r in rows], axis=0),
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    """Of those that are known; NaN, which is not drawn, if none is."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _looks(names: Iterable[str], known: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of every name; those not foreseen get spare ones, by order."""
+    spare = iter(_SPARE * 10)
+    return {name: known[name] if name in known else next(spare) for name in ordered(names)}
+
+
+def _errors(estimates: np.ndarray) -> np.ndarray:
+    """Lengths below and above the estimates [n, 3], as matplotlib wants them: [2, n]."""
+    return np.maximum(0.0, np.stack([estimates[:, 0] - estimates[:, 1], estimates[:, 2] - estimates[:, 0]]))
+
+
+def _over_memory(rows: Sequence[CellRow]) -> Figure | None:
+    """Accuracy, throughput and hit rate over memory, in order of arrival."""
+    plain = [row for row in rows if row.scheduler == "fifo"]
+    policies = ordered(row.policy for row in plain if row.policy != "resident")
+    if not policies:
+        return None
+    looks = _looks((row.policy for row in rows), _LOOKS)
+    figure = Figure(figsize=(13, 4.9), layout="constrained")
+    axes = figure.subplots(1, 3, sharex=True)
+    lossless = {p: _points(r for r in plain if r.policy == p and r.lossless) for p in policies}
+    sizes = [[point.mebibytes for point in points] for points in lossless.values() if points]
+    gaps = np.concatenate([np.zeros(0), *(np.diff(mine) for mine in sizes)])
+    step = min(0.012 * np.ptp(np.concatenate(sizes)), 0.22 * gaps.min()) if gaps.size else 0.0
+    for i, (policy, points) in enumerate(lossless.items()):
+        colour, marker = looks[policy]
+        if not points:
+            continue
+        x = np.array([point.mebibytes for point in points])
+        accuracy = np.stack([point.accuracy for point in points]) * 100
+        aside = (i - (len(policies) - 1) / 2) * step  # lossless intervals coincide
+        axes[0].errorbar(x + aside, accuracy[:, 0], _errors(accuracy), color=colour, marker=marker, capsize=2, lw=1)
+        axes[1].plot(x, [point.tokens_per_second for point in points], color=colour, marker=marker)
+        axes[2].plot(x, [100 * point.hit_rate for point in points], color=colour, marker=marker)
+    losses = ordered(row.losses for row in plain if not row.lossless and row.policy != "resident")
+    for name in losses:
+        for policy in policies:
+            lossy = _points(r for r in plain if r.policy == policy and r.losses == name)
+            x = np.array([point.mebibytes for point in lossy])
+            look = {"color": looks[policy][0], "marker": looks[policy][1], "markerfacecolor": "white", "lw": 1.2}
+            look |= {"ls": _LINES.get(name, "-."), "markersize": 4.5}
+            axes[0].plot(x, [100 * point.accuracy[0] for point in lossy], **look)
+            axes[1].plot(x, [point.tokens_per_second for point in lossy], **look)
+    for point in _points(r for r in plain if r.policy == "resident" and r.lossless):
+        colour, marker = looks["resident"]
+        for ax, y in zip(axes, (100 * point.accuracy[0], point.tokens_per_second, 100 * point.hit_rate), strict=True):
+            ax.axhline(y, color=colour, lw=0.8, ls=(0, (1, 2)))
+            ax.plot(point.mebibytes, y, color=colour, marker=marker, markersize=9, ls="")
+        axes[0].axhspan(*100 * point.accuracy[1:], color=colour, alpha=0.06, lw=0)
+    for ax, label in zip(axes, ("accuracy, % (95% interval)", "tokens per second", "hit rate, %"), strict=True):
+        ax.set(xlabel="device memory, MiB", ylabel=label)
+        _fraction_axis(ax, plain)
+    axes[1].set_ylim(bottom=0)
+    axes[2].set_ylim(top=101)
+    handles = [_handle(name, *looks[name], "-" if name != "resident" else ":") for name in looks]
+    handles += [
+        Line2D([], [], color="#555555", ls=_LINES.get(m, "-."), label=f"losses: {m}") for m in ("wait", *losses)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def _handle(name: str, colour: str, marker: str, line: str = "-") -> Line2D:
+    return Line2D([], [], color=colour, marker=marker, ls=line, label=name)
+
+
+def _fraction_axis(ax: Axes, rows: Sequence[CellRow]) -> None:
+    """Cache fractions along the top; a policy with a predictor has less of it in the same memory."""
+    cells = [row for row in rows if row.policy != "resident"]
+    fixed = min(row.memory_budget_bytes - row.slots * row.expert_bytes for row in cells) / _MIB
+    experts = max(row.slots / row.cache_fraction * row.expert_bytes for row in cells) / _MIB
+
+    def fraction(mebibytes: Any) -> Any:
+        return (np.asarray(mebibytes) - fixed) / experts
+
+    def mebibytes(fraction: Any) -> Any:
+        return np.asarray(fraction) * experts + fixed
+
+    top = ax.secondary_xaxis("top", functions=(fraction, mebibytes))
+    top.set_xlabel("cache fraction (without predictor)", fontsize=9)
+    top.set_xticks(_apart([row.cache_fraction for row in cells] + [row.cache_fraction for row in rows]))
+    top.tick_params(labelsize=8)
+    top.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+
+
+def _apart(values: Iterable[float]) -> list[float]:
+    """The values, from the largest down, less those too near to label beside each other."""
+    kept: list[float] = []
+    for value in sorted(set(values), reverse=True):
+        if not kept or kept[-1] - value > 0.11:
+            kept.append(value)
+    return kept[::-1]
+
+
+def _by_scheduler(rows: Sequence[CellRow]) -> Figure | None:
+    """Distinct experts per batch and throughput over cache fraction by scheduler, for the policy that tried most."""
+    waiting = [row for row in rows if row.lossless and row.policy != "resident"]
+    tried = {p: len({r.scheduler for r in waiting if r.policy == p}) for p in ordered(r.policy for r in waiting)}
+    policy = max(tried, key=lambda p: (tried[p], p == "expertflow"), default=None)
+    if policy is None or tried[policy] < 2:
+        return None
+    mine = [row for row in waiting if row.policy == policy]
+    looks = _looks((row.scheduler for row in mine), _SCHEDULER_LOOKS)
+    figure = Figure(figsize=(13, 4.3), layout="constrained")
+    axes = figure.subplots(1, 3)
+    compare = Comparisons(rows)
+    for scheduler, (colour, marker) in looks.items():
+        points = _points(row for row in mine if row.scheduler == scheduler)
+        x = [point.row.cache_fraction for point in points]
+        axes[0].plot(x, [point.experts_per_batch for point in points], color=colour, marker=marker)
+        axes[1].plot(x, [point.tokens_per_second for point in points], color=colour, marker=marker)
+        ratios = [_mean(compare.speed_up(row, policy=policy) for row in point.rows) for point in points]
+        axes[2].plot(x, ratios, color=colour, marker=marker)
+    axes[0].set(ylabel="distinct experts per batch and layer")
+    axes[1].set(ylabel=f"tokens per second ({policy})")
+    axes[2].set(ylabel="tokens per second, relative to fifo")
+    for ax in axes:
+        ax.set_xlabel("cache fraction")
+    handles = [_handle(name, *look) for name, look in looks.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def _trade(rows: Sequence[CellRow]) -> Figure | None:
+    """Accuracy difference of lossy cells against their speed relative to waiting."""
+    compare = Comparisons(rows)
+    drawn = [r for r in rows if not r.lossless and compare.same_size(r, policy=r.policy, scheduler=r.scheduler)]
+    if not drawn:
+        return None
+    losses = ordered(row.losses for row in drawn)
+    looks = _looks((row.policy for row in drawn), _LOOKS)
+    figure = Figure(figsize=(4.6 * len(losses) + 1.4, 4.9), layout="constrained")
+    axes = figure.subplots(1, len(losses), sharey=True, sharex=True, squeeze=False)[0]
+    floor = noise_floor(rows)[rows[0].task]
+    band = 100 * floor.accuracy
+    for ax, name in zip(axes, losses, strict=True):
+        ax.axhspan(-band, band, color="#000000", alpha=0.12, lw=0)
+        ax.axhline(0, color="black", lw=0.8)
+        ax.axvline(1, color="black", lw=0.8, ls=":")
+        for policy, (colour, marker) in looks.items():
+            for point in _points(r for r in drawn if r.policy == policy and r.losses == name):
+                delta = point.delta[None] * 100
+                gain = _mean(compare.speed_up(r, policy=policy, scheduler=r.scheduler) for r in point.rows)
+                face = colour if point.row.scheduler == "fifo" else "white"
+                x, y = [gain], delta[:, 0]
+                ax.errorbar(x, y, _errors(delta), color=colour, marker=marker, mfc=face, capsize=2, ls="")
+        ax.set(title=f"losses: {name}", xlabel="speed relative to waiting")
+    axes[0].set_ylabel("difference in accuracy, points (95%)")
+    handles = [_handle(name, *look, "") for name, look in looks.items()]
+    handles += [Line2D([], [], color="#555555", marker="o", ls="", label="fifo")]
+    handles += [Line2D([], [], color="#555555", marker="o", ls="", mfc="white", label="other scheduler")]
+    if floor.cells:
+        handles.append(Line2D([], [], color="#000000", alpha=0.2, lw=6, label=f"noise floor: {band:.1f} points"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+_PLOTS: tuple[tuple[str, Callable[[Sequence[CellRow]], Figure | None], str], ...] = (
+    (
+        "memory",
+        _over_memory,
+        "accuracy, throughput and hit rate over device memory, in order of arrival. Lossless points are moved a little "
+        "sideways where they coincide; the star and the dotted line are the all-resident run.",
+    ),
+    ("schedulers", _by_scheduler, "distinct experts per batch and throughput by token scheduler, waiting for misses."),
+    (
+        "lossy",
+        _trade,
+        "what losses cost in accuracy, and buy in speed over waiting with the same policy, scheduler and size.",
+    ),
+)

@@ -1,0 +1,135 @@
+"""A study's report: report.md and a self-contained report.html from results.jsonl, config.json and environment.json.
+
+Written from the files alone, so it can be made anew at any time, and is the same for the same files.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from expertflow_jax.errors import InputError
+from expertflow_jax.harness.document import Block, Code, Grid, Heading, Paragraph, Picture, to_html, to_markdown
+from expertflow_jax.harness.files import write_atomically
+from expertflow_jax.harness.results import CellRow, read_rows
+from expertflow_jax.studies.accuracy.findings import findings
+from expertflow_jax.studies.accuracy.plots import draw_plots
+from expertflow_jax.studies.accuracy.tables import MISSING, in_order, main_columns, ordered, render_table
+
+__all__ = ["render_table", "write_report"]
+
+
+def write_report(workdir: str | Path, *, command: str = "python -m eval.study") -> tuple[Path, Path]:
+    """Writes report.md, report.html and plots/*.png into `workdir`.
+
+    Args:
+      command: how the study was started, as the report shows it.
+
+    Returns:
+      Paths of report.md and report.html.
+
+    Raises:
+      InputError: no finished cell, or damaged files.
+    """
+    folder = Path(workdir)
+    rows = in_order(read_rows(folder))
+    if not rows:
+        raise InputError(f"{folder}: no finished cell to report on; run the study first")
+    pictures = draw_plots(rows, folder / "plots")
+    blocks = [
+        *_opening(rows, command),
+        Heading(2, "Findings"),
+        *findings(rows),
+        Heading(2, "Plots"),
+        *(Picture(path, text) for path, text in pictures),
+        Heading(2, "All cells"),
+        Paragraph(
+            "Differences in accuracy, in percentage points, are paired with the all-resident run in order of arrival; "
+            "so are changed answers. Bit-identical: every logit equals that of the all-resident run of the same "
+            "batches. Stall share: the part of the time that compute waited for experts."
+        ),
+    ]
+    constant, rest = _keys(rows)
+    after: list[Block] = [
+        Paragraph(
+            "Same in every cell: " + ", ".join(f"{key} `{_shown(value)}`" for key, value in constant.items()) + "."
+        ),
+        Heading(2, "Config"),
+        Code(_json(folder / "config.json"), "config.json"),
+        Heading(2, "Environment"),
+        Code(_json(folder / "environment.json"), "environment.json"),
+    ]
+    short, full = _grid(rows, []), _grid(rows, rest)
+    files = (
+        "All keys of every cell are in `results.csv`, the answers in `predictions/`.",
+        "A click on a heading sorts. The same rows are in `results.csv`, the answers in `predictions/`.",
+    )
+    report, html = folder / "report.md", folder / "report.html"
+    write_atomically(report, to_markdown([*blocks, Paragraph(files[0]), short, *after], folder).encode())
+    write_atomically(html, to_html([*blocks, Paragraph(files[1]), full, *after]).encode())
+    return report, html
+
+
+def _opening(rows: Sequence[CellRow], command: str) -> list[Block]:
+    models, tasks = ordered(row.model for row in rows), ordered(row.task for row in rows)
+    sizes = ", ".join(f"{t} {max(r.num_examples for r in rows if r.task == t)} examples" for t in tasks)
+    seeds = sorted({row.seed for row in rows})
+    fractions = sorted({float(f"{row.cache_fraction:.3g}") for row in rows})
+    clocks = {
+        "virtual": "simulated (clock `virtual`): arrivals by bytes over the link, compute by recorded costs, so that "
+        "the same config gives the same rows",
+        "real": "measured (clock `real`)",
+    }
+    times = "; ".join(clocks.get(clock, clock) for clock in sorted({row.clock for row in rows}))
+    links = ", ".join(f"`{link}`" for link in sorted({row.link for row in rows}))
+    return [
+        Heading(1, f"Expert offloading: {', '.join(models)} on {', '.join(tasks)}"),
+        Code(command),
+        Paragraph(
+            f"{len(rows)} cells of {sizes}. Policies {_names(row.policy for row in rows)}; schedulers "
+            f"{_names(row.scheduler for row in rows)}; losses {_names(row.losses for row in rows)}; "
+            f"cache fractions {', '.join(f'{fraction:g}' for fraction in fractions)} (slots / experts); batches of "
+            f"{', '.join(str(size) for size in sorted({row.batch_size for row in rows}))}; "
+            f"seeds {', '.join(map(str, seeds))}. Device {_names(row.device for row in rows)}. Link {links}. Times are "
+            f"{times}."
+        ),
+    ]
+
+
+def _names(names) -> str:
+    return ", ".join(f"`{name}`" for name in ordered(names))
+
+
+def _keys(rows: Sequence[CellRow]) -> tuple[dict[str, Any], list[str]]:
+    """Keys that have one value in all cells, and those that vary and that no main column shows."""
+    shown = {"cell_id", "task", "policy", "scheduler", "miss_policy", "cache_fraction", "hit_rate", "accuracy"}
+    shown |= {"accuracy_ci_low", "accuracy_ci_high", "accuracy_delta", "flips", "bit_identical", "tokens_per_second"}
+    values = {f.name: {getattr(row, f.name) for row in rows} for f in dataclasses.fields(CellRow)}
+    constant = {key: next(iter(found)) for key, found in values.items() if len(found) == 1 and key not in shown}
+    return constant, [key for key in values if key not in shown and key not in constant]
+
+
+def _grid(rows: Sequence[CellRow], keys: Sequence[str]) -> Grid:
+    columns = main_columns(rows)
+    more = [[getattr(row, key) for key in keys] for row in rows]
+    texts = [[c.text(row) for c in columns] + [_shown(v) for v in extra] for row, extra in zip(rows, more, strict=True)]
+    return Grid(
+        [column.title for column in columns] + list(keys),
+        texts,
+        [column.numeric for column in columns] + [not isinstance(getattr(rows[0], key), str) for key in keys],
+        [[c.value(row) for c in columns] + extra for row, extra in zip(rows, more, strict=True)],
+    )
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return MISSING
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _json(path: Path) -> str:
+    try:
+        return json.dumps(json.loads(path.read_text()), indent=2)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}; a report needs the files that the study wrote") from error

@@ -1,0 +1,126 @@
+"""Measures how long each stage of a model takes on this machine, for the virtual clock. (DESIGN section 7.)
+
+Every stage is timed on the shapes that a study gives it: after a warm-up, the median of repeated calls that wait for
+their result. Axes: B sequences, T tokens, N = B * T, K top-k, C rows of one expert.
+"""
+
+import datetime
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from expertflow_jax.inference.loading import LoadedModel
+from expertflow_jax.predictor import Predictor
+from expertflow_jax.processing.batching import Prompt, pad_prompts
+from expertflow_jax.simulation.costs import ComputeCosts, Line
+
+BATCHES = ((1, 1), (8, 1), (32, 1), (1, 32), (4, 32), (8, 32), (16, 32))  # (B, T)
+EXPERT_ROUNDS = ((1, 1), (4, 1), (8, 1), (16, 2), (8, 8), (32, 8), (8, 32), (32, 16))  # (experts, rows of each)
+
+
+def median_seconds(call: Callable[[], Any], repeats: int) -> float:
+    """Median wall time of `call`, which returns what must be waited for."""
+    for _ in range(3):
+        jax.block_until_ready(call())
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds))
+
+
+def measure_costs(
+    model: LoadedModel, predictor: Predictor, image_grid: tuple[int, int, int], repeats: int = 20
+) -> ComputeCosts:
+    """Measures all stages.
+
+    Args:
+      model, predictor: what is served.
+      image_grid: patches of a typical image in time, height and width.
+      repeats: calls per measurement.
+    """
+    attend = [(b * t, _attend_seconds(model, b, t, repeats)) for b, t in BATCHES]
+    # A round's time is base + per_unit * rows + per_expert * experts: two of them from one fit over the rows with
+    # the experts' share taken from rounds of one row each.
+    rounds = [(n, c, _round_seconds(model, n, c, repeats)) for n, c in EXPERT_ROUNDS]
+    single = Line.fit([n for n, c, _ in rounds if c == 1], [s for _, c, s in rounds if c == 1])
+    rest = [(n * c, max(s - single.per_unit * n, 1e-9)) for n, c, s in rounds]
+    experts = Line.fit(*zip(*rest, strict=True))
+    head = [(b, _head_seconds(model, b, repeats)) for b in (1, 8, 32)]
+    patches = int(np.prod(image_grid))
+    vision = [(n * patches, _vision_seconds(model, n, image_grid, repeats)) for n in (1, 8, 16) if model.config.vision]
+    forecast = [(b * t, _forecast_seconds(model, predictor, b, t, repeats)) for b, t in BATCHES]
+    device = jax.local_devices()[0].device_kind
+    return ComputeCosts(
+        attend=Line.fit(*zip(*attend, strict=True)),
+        experts=experts,
+        per_expert=single.per_unit,
+        head=Line.fit(*zip(*head, strict=True)),
+        vision=Line.fit(*zip(*vision, strict=True)) if vision else Line(0.0, 0.0),
+        predictor=Line.fit(*zip(*forecast, strict=True)),
+        recorded_on=f"{device}, {datetime.date.today().isoformat()}, {model.name}, {model.stages.dtype}",
+    )
+
+
+def _attend_seconds(model: LoadedModel, batch: int, tokens: int, repeats: int) -> float:
+    stages, text = model.stages, model.config.text
+    room = 40
+    x = jax.numpy.ones((batch, tokens, text.hidden_size), stages.dtype)
+    positions = np.zeros((3, batch, tokens), np.int32)
+    start, lengths = np.zeros(batch, np.int32), np.full(batch, tokens, np.int32)
+    shape = (batch, room, text.num_key_value_heads, text.head_dim)
+    kv = [jax.numpy.zeros(shape, stages.dtype), jax.numpy.zeros(shape, stages.dtype)]
+    layer = stages.moe_layers[-1]  # behind an encoder, a layer with cross-attention
+
+    def call() -> np.ndarray:
+        *out, kv[0], kv[1] = stages.attend_and_route(layer, x, (kv[0], kv[1]), positions, start, lengths)
+        return np.asarray(out[2])  # the host reads the choices, as in a step
+
+    return median_seconds(call, repeats)
+
+
+def _round_seconds(model: LoadedModel, experts: int, rows: int, repeats: int) -> float:
+    stages, text = model.stages, model.config.text
+    device = jax.local_devices()[0]
+    on_device = jax.sharding.SingleDeviceSharding(device, memory_kind="device")
+    sources = [model.store.source(e % model.store.num_experts) for e in range(experts)]
+    buffers = [tuple(jax.device_put(source, on_device)) for source in sources]
+    tokens = max(1, experts * rows // text.num_experts_per_tok)
+    y = jax.numpy.ones((tokens, text.hidden_size), stages.dtype)
+    total = tokens * text.num_experts_per_tok
+    index = np.arange(experts * rows, dtype=np.int32).reshape(experts, rows) % total
+    group = min(8, experts)
+
+    def call() -> jax.Array:
+        out = stages.empty_output(tokens, text.num_experts_per_tok)
+        for first in range(0, experts, group):
+            part = slice(first, first + group)
+            out = stages.run_experts(out, y, index[part], buffers[part])
+        return out
+
+    return median_seconds(call, repeats)
+
+
+def _head_seconds(model: LoadedModel, batch: int, repeats: int) -> float:
+    x = jax.numpy.ones((batch, model.config.text.hidden_size), model.stages.dtype)
+    return median_seconds(lambda: model.stages.head(x), repeats)
+
+
+def _vision_seconds(model: LoadedModel, images: int, grid: tuple[int, int, int], repeats: int) -> float:
+    assert model.config.vision is not None
+    thw = np.tile(np.array(grid), (images, 1))
+    pixels = np.zeros((images * int(np.prod(grid)), model.config.vision.patch_dim), np.float32)
+    laid_out, where = model.config.vision_inputs(pixels, thw)
+    return median_seconds(lambda: model.stages.vision(laid_out, where), repeats)
+
+
+def _forecast_seconds(model: LoadedModel, predictor: Predictor, batch: int, tokens: int, repeats: int) -> float:
+    prompts = [Prompt(np.full(tokens, 1, np.int32)) for _ in range(batch)]
+    padded = pad_prompts(model.config, prompts)
+    x, _ = model.embed(padded)
+    x, lengths = x[:, :tokens], np.minimum(padded.lengths, tokens)
+    return median_seconds(lambda: predictor.prefill(x, lengths)[0], repeats)

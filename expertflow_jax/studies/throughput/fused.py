@@ -1,0 +1,98 @@
+"""The whole model as one jitted step, all experts at hand: what stepping layer by layer with a host in between costs.
+
+The same dense parameters, KV cache, attention, router and head as the stages, with the experts stacked on the device;
+two ways to compute experts, of which the faster one counts. Axes: B sequences, T tokens, N = B * T, R = N * K rows,
+E experts, D model width, F expert width.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from expertflow_jax.inference.session import InferenceSession, Sequences
+from expertflow_jax.inference.stages import Stages
+from expertflow_jax.models.experts import ExpertKind, combine, grouped_experts, run_expert
+from expertflow_jax.processing.batching import PromptBatch
+from expertflow_jax.workloads.setups import Setup
+
+Stacked = list[tuple[jax.Array, jax.Array]]
+
+
+def stacked_experts(setup: Setup) -> Stacked:
+    """Per layer gate_up [E, D, 2F] and down [E, F, D] on the device."""
+    store, layers = setup.store, []
+    for layer in range(store.num_layers):
+        keys = range(layer * store.num_experts, (layer + 1) * store.num_experts)
+        parts = [store.layout.unpack(store.source(key)) for key in keys]
+        gate_up, down = (np.stack(matrices) for matrices in zip(*parts, strict=True))
+        layers.append((jnp.array(gate_up), jnp.array(down)))
+    return layers
+
+
+def scanned_experts(
+    gate_up: jax.Array, down: jax.Array, y: jax.Array, expert_ids: jax.Array, kind: ExpertKind
+) -> jax.Array:
+    """As `grouped_experts`, one row after another: reads each row's expert in place, best for few rows."""
+    tokens, top_k = expert_ids.shape
+    rows = jnp.maximum(expert_ids.reshape(-1), 0)
+
+    def one(_: None, at: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+        row, expert = at
+        taken = jax.lax.dynamic_slice_in_dim(y, row // top_k, 1)
+        return None, run_expert(taken, gate_up[expert], down[expert], kind)[0]
+
+    _, out = jax.lax.scan(one, None, (jnp.arange(tokens * top_k, dtype=jnp.int32), rows))
+    return out.reshape(tokens, top_k, -1)
+
+
+KERNELS: dict[str, Callable[..., jax.Array]] = {"tiles": grouped_experts, "scan": scanned_experts}
+
+
+def fused_step(stages: Stages, kernel: str) -> Callable[..., tuple[jax.Array, list]]:
+    """A jitted step: (layer states, stacked experts, kv, x [B, T, D], positions, start, lengths) -> final hidden
+    states [B, T, D] and the KV cache (donated).
+    """
+    attends = [layer.attend for layer in stages.layer_stages]
+    experts, kind = KERNELS[kernel], stages.config.text.expert_kind
+
+    def step(states: Any, stacked: Stacked, kv: list, x: jax.Array, *where: jax.Array) -> tuple[jax.Array, list]:
+        new = []
+        for attend, state, (gate_up, down), (k, v) in zip(attends, states, stacked, kv, strict=True):
+            h, y, ids, weights, _, k, v = attend(state, x, k, v, *where)
+            top_k = ids.shape[-1]
+            out = experts(gate_up, down, y.reshape(-1, y.shape[-1]), ids.reshape(-1, top_k), kind)
+            flat = combine(h.reshape(-1, h.shape[-1]), out.reshape(-1, out.shape[-1]), weights.reshape(-1, top_k))
+            x = flat.reshape(h.shape)
+            new.append((k, v))
+        return x, new
+
+    return jax.jit(step, donate_argnums=2)
+
+
+class FusedSession(InferenceSession):
+    """`InferenceSession` without an engine: every step is one call. For text; images would need their features."""
+
+    def __init__(self, stages: Stages, stacked: Stacked, kernel: str):
+        self.stages = stages
+        self.costs = None
+        self._stacked = stacked
+        self._fused = fused_step(stages, kernel)
+
+    def prefill(self, batch: PromptBatch, sequences: Sequences, x: Any, deepstack: Any, horizon: Any) -> jax.Array:
+        return self._run(sequences, x, batch.positions, batch.lengths)
+
+    def decode(self, sequences: Sequences, x: jax.Array, active: np.ndarray, horizon: Any) -> jax.Array:
+        positions = np.broadcast_to(sequences.next_position[None, :, None], (3, len(active), 1))
+        hidden = self._run(sequences, x, np.ascontiguousarray(positions), active.astype(np.int32))
+        sequences.next_position = sequences.next_position + active.astype(np.int32)
+        return hidden
+
+    def _run(self, sequences: Sequences, x: jax.Array, positions: np.ndarray, lengths: np.ndarray) -> jax.Array:
+        where = (positions, sequences.lengths, lengths)
+        states = self.stages.layer_states
+        hidden, sequences.kv = self._fused(states, self._stacked, sequences.kv, x, *where)
+        sequences.lengths = sequences.lengths + lengths
+        return hidden

@@ -1,0 +1,118 @@
+"""The throughput run's report: report.md, report.html, plots/*.png and throughput.json, from its rows alone."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from rich.console import Console
+
+from expertflow_jax.harness.document import (
+    Block,
+    Bullets,
+    Code,
+    Grid,
+    Heading,
+    Paragraph,
+    Picture,
+    to_html,
+    to_markdown,
+)
+from expertflow_jax.harness.files import write_atomically
+from expertflow_jax.studies.throughput import tables
+from expertflow_jax.studies.throughput.plots import draw_fractions
+from expertflow_jax.studies.throughput.results import Row, throughput_json
+
+_CELLS = (
+    "Variants of a cell ran in turns in one process; medians, with the least and the greatest in brackets. Times are "
+    "milliseconds of the window: `stall` waiting for experts, `host` in the engine's books, `compute` the rest. No "
+    "lossless run is faster than the limit, max(resident time, bytes that an offline-optimal cache moves / bandwidth). "
+    "`expertflow` forecasts with the trained predictor, `expertflow(truth)` knows the true path. @0 is a single slot."
+)
+_BASELINES = (
+    "The same weights and token ids, everything resident, every model routing for itself, in turns: our engine, layer "
+    "by layer, against one jit of the whole model (two ways to compute experts; the faster counts) and against Hugging "
+    "Face transformers. The ratio is the engine's throughput over the contender's."
+)
+_HOST = (
+    "CPU time of the engine per layer-step at 128 experts, top 8, half of them in slots, one sequence, without weights "
+    "(`eval.scale` measures more)."
+)
+_MEMORY = (
+    "Device memory at the least budget that works, a single expert slot, against everything resident: dense "
+    "parameters, KV cache and workspace stay. `experts only` is what is saved of the experts' memory, which nears the "
+    "paper's figure as experts grow to most of a model."
+)
+
+
+def write_report(
+    workdir: Path,
+    rows: Sequence[Row],
+    lines: Sequence[dict[str, Any]],
+    left: Sequence[str],
+    config: ml_collections.ConfigDict,
+    command: str,
+    console: Console,
+) -> None:
+    """Writes the report and prints its tables.
+
+    Args:
+      lines: of sections.jsonl.
+      left: labels of cells that the time did not suffice for.
+    """
+    targets = tables.target_grid(rows, lines)
+    more = {"command": command, "sections": list(lines), "targets": [list(row) for row in targets.rows]}
+    result = throughput_json(rows, tuple(config.headline), more)
+    write_atomically(workdir / "throughput.json", json.dumps(result, indent=2).encode())
+    blocks: list[Block] = [Heading(1, "Throughput of cache policies against the physical limit"), Code(command)]
+    blocks.append(Paragraph(f"Real clock, link {config.link}, {config.repeats} repeats in turns after warm-up."))
+    if not config.reference_python and config.baseline_models:
+        left_out = "Hugging Face transformers was not measured: config key `reference_python` names no interpreter."
+        blocks.append(Paragraph(left_out))
+        console.print(left_out.replace("`", ""), highlight=False)
+    if left:
+        text = f"{len(left)} cells did not fit into {config.minutes:g} minutes; the same command measures them."
+        blocks += [Paragraph(text), Bullets(left)]
+        console.print(text, highlight=False)
+    timeline = workdir / "plots" / "timeline.png"
+    if timeline.exists():
+        text = "The headline cell's timeline (median repeat, its beginning); trace.json opens in ui.perfetto.dev."
+        blocks += [Heading(2, "Timeline"), Picture(timeline, text)]
+    pictures = draw_fractions(rows, workdir / "plots")
+    if pictures:
+        blocks += [Heading(2, "Over cache fractions"), *(Picture(path, text) for path, text in pictures)]
+    grids = [
+        ("Targets", "Each a ratio within this run; worst and median over the cells that it speaks of.", targets),
+        ("Least memory", _MEMORY, tables.memory_grid(rows)),
+        ("Prefill", _CELLS, tables.cell_grid([row for row in rows if row.phase == "prefill"])),
+        ("Decode", _CELLS, tables.cell_grid([row for row in rows if row.phase == "decode"])),
+        ("Everything resident", _BASELINES, tables.baseline_grid(lines)),
+        ("Host bookkeeping", _HOST, tables.host_grid(lines)),
+    ]
+    for title, text, grid in grids:
+        if not grid.rows:
+            continue
+        blocks += [Heading(2, title), Paragraph(text), grid]
+        console.print(title, highlight=False)
+        console.print(_plain(grid), highlight=False, soft_wrap=True)
+    for name in ("links.json", "config.json", "environment.json"):
+        if (workdir / name).exists():
+            text = json.dumps(json.loads((workdir / name).read_text()), indent=2)
+            blocks += [Heading(2, name.removesuffix(".json").capitalize()), Code(text, name)]
+    write_atomically(workdir / "report.md", to_markdown(blocks, workdir).encode())
+    write_atomically(workdir / "report.html", to_html(blocks).encode())
+    console.print(f"wrote {workdir / 'report.md'}, report.html, throughput.json, trace.json", highlight=False)
+
+
+def _plain(grid: Grid) -> str:
+    """The table as aligned text."""
+    lines = [list(grid.titles), *(list(row) for row in grid.rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(grid.titles))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, grid.numeric, strict=True)
+        ).rstrip()
+        for line in lines
+    )

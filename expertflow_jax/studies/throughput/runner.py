@@ -1,0 +1,252 @@
+"""Runs a throughput config: cell by cell, all variants of a cell in turns; resumable at cells; then the report."""
+
+import contextlib
+import dataclasses
+import gc
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from expertflow_jax.errors import InputError
+from expertflow_jax.harness import timeline
+from expertflow_jax.harness.data import prepare as prepare_task
+from expertflow_jax.harness.environment import describe_environment
+from expertflow_jax.harness.files import differences, write_atomically
+from expertflow_jax.inference.loading import LoadedModel, load_model
+from expertflow_jax.locate import locate
+from expertflow_jax.offload.budget import format_bytes
+from expertflow_jax.offload.link import LinkSpec
+from expertflow_jax.predictor import Predictor
+from expertflow_jax.simulation.gpus import scaled_link
+from expertflow_jax.simulation.limits import least_transfers, limit_seconds
+from expertflow_jax.studies.throughput import sections
+from expertflow_jax.studies.throughput.grid import Cell, cells_of
+from expertflow_jax.studies.throughput.measure import VARIANTS, Repeat, compile_groups, run_once
+from expertflow_jax.studies.throughput.results import Row, forecast_recall, make_row, read_rows, to_csv
+from expertflow_jax.tasks.digit_scenes.files import write_benchmark
+from expertflow_jax.tasks.registry import make_task
+from expertflow_jax.workloads import setups
+from expertflow_jax.workloads.routes import Recording, record
+from expertflow_jax.workloads.setups import Setup
+from expertflow_jax.workloads.windows import Window, make_window
+
+TASK = "vqa_v2"
+REFERENCE_SEQUENCES = 6
+TIMELINE_SECONDS = 0.1  # drawn; trace.json holds all
+
+
+class Models:
+    """Builds each model when its first cell comes. All stay, cut down as they are: cells come in the order of what
+    matters most, and a model built anew is compiled anew."""
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        self._config = config
+        self._setups: dict[str, Setup] = {}
+        self.model = load_model(config.model)
+        path = locate(config.predictor, "predictor")
+        self.predictor = Predictor.load(path, expect_fingerprint=self.model.fingerprint)
+        steps = max(steps for *_, steps in config.windows)
+        self.recording = _recorded(self.model, config.sequences, steps, config.seed)
+        self._uses = setups.predicted_uses(self.predictor, self.recording)
+
+    def get(self, name: str) -> Setup:
+        if name not in self._setups:
+            if name == self.model.name:
+                self._setups[name] = setups.trained_setup(self.model, self.recording, self._uses, self.predictor)
+            else:
+                seed = self._config.seed
+                self._setups[name] = setups.shape_setup(name, self.recording, self._uses, self.predictor, seed)
+        return self._setups[name]
+
+    def window(self, cell: Cell) -> Window:
+        sizes = {size: rest for size, *rest in self._config.windows}
+        prefills, batches, steps = sizes[cell.batch_size]
+        setup = self.get(cell.model)
+        count = prefills if cell.phase == "prefill" else batches
+        return _ready(make_window(setup, cell.phase, cell.batch_size, count, steps))
+
+    def reference_window(self, name: str) -> Window:
+        """The reference work of `gpus.py`: decode steps of one sequence at a time."""
+        steps = max(steps for *_, steps in self._config.windows)
+        return _ready(make_window(self.get(name), "decode", 1, REFERENCE_SEQUENCES, steps))
+
+
+def _ready(window: Window) -> Window:
+    if window.phase == "decode" and not window.setup.replayed:
+        window.fill_caches()
+    return window
+
+
+def _recorded(model: LoadedModel, count: int, steps: int, seed: int) -> Recording:
+    """Routing of the first `count` questions of a made-up benchmark whose answers have at least `steps` tokens."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_benchmark(Path(folder), train=8, val=8 * count, seed=seed)
+        prompts = prepare_task(model, make_task(TASK, Path(folder), "val"), 8 * count, 0).prompts
+    assert model.processor is not None, "the benchmark's prompts are text"
+    found = record(model, prompts, steps).long_answers(model.processor.eos_token_ids)
+    if len(found.prompts) < count:
+        raise InputError(
+            f"only {len(found.prompts)} answers have {steps} tokens; lower config key sequences or windows"
+        )
+    return found.first(count)
+
+
+def plan(config: ml_collections.ConfigDict) -> None:
+    """Prints the cells with their memory; measures nothing."""
+    cells, console, models = cells_of(config), Console(width=118), Models(config)
+    for cell in cells:
+        window = models.window(cell)
+        memory = window.plan(cell.cache_fraction, True).describe()
+        parts = ", ".join(f"{part} {format_bytes(size)}" for part, size in memory)
+        console.print(f"{cell.label()}: {window.num_steps} steps, {window.tokens} tokens; {parts}", highlight=False)
+    runs = sum(len(cell.variants) for cell in cells) * (config.repeats + 1)
+    console.print(f"{len(cells)} cells, {runs} runs; link {config.link}")
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[Row]:
+    """Measures what is not finished yet, writes all files, returns all rows.
+
+    Raises:
+      InputError: bad config, or a workdir of another one.
+    """
+    from expertflow_jax.studies.throughput.report import write_report
+
+    deadline = time.monotonic() + 60 * config.minutes
+    cells = cells_of(config)
+    _claim(config, workdir)
+    results = workdir / "results.jsonl"
+    rows = _whole_cells(read_rows(results), cells)
+    write_atomically(results, "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows).encode())
+    finished = {row.cell for row in rows}
+    models = Models(config)
+    console = Console(width=None if sys.stdout.isatty() else 118)
+    with _progress(len(cells) + sections.count(config)) as advance:
+        lines = sections.run_sections(config, models, workdir, advance, deadline)
+        for cell in cells:
+            advance(cell.label())
+            if cell.key in finished or time.monotonic() > deadline:
+                continue
+            found = _run_cell(config, models, cell, workdir)
+            with open(results, "a") as file:
+                file.write("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in found))
+            rows += found
+            finished.add(cell.key)
+    left = [cell.label() for cell in cells if cell.key not in finished]
+    write_atomically(workdir / "results.csv", to_csv(rows).encode())
+    write_report(workdir, rows, lines, left, config, command, console)
+    return rows
+
+
+def _whole_cells(rows: list[Row], cells: list[Cell]) -> list[Row]:
+    """Without those of a cell that a kill cut short."""
+    found = {(*row.cell, row.variant) for row in rows}
+    whole = {cell.key for cell in cells if all((*cell.key, name) in found for name in cell.variants)}
+    return [row for row in rows if row.cell in whole]
+
+
+def _claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    path, plain = workdir / "config.json", json.loads(config.to_json_best_effort())
+    if path.exists():
+        changed = differences(json.loads(path.read_text()), plain)
+        if changed:
+            raise InputError(f"--workdir {workdir} holds a run of another config ({changed[0]}); name another folder")
+    write_atomically(path, json.dumps(plain, indent=2).encode())
+    write_atomically(workdir / "environment.json", json.dumps(describe_environment(config.seed), indent=2).encode())
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.description}")) as progress:
+        bar = progress.add_task("", total=total, completed=-1)
+        yield lambda label: progress.update(bar, description=label, advance=1)
+        progress.update(bar, completed=total, description="")
+
+
+def link_of(config: ml_collections.ConfigDict, models: Models, name: str, workdir: Path) -> LinkSpec:
+    """The model's link; measured once per workdir, so that a resumed run has the same."""
+    path = workdir / "links.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if name not in known:
+        setup = models.get(name)
+        seconds = reference_seconds(models, name)
+        spec = scaled_link(config.link, setup.full, setup.store.expert_bytes, seconds)
+        known[name] = dataclasses.asdict(spec) | {"layer_seconds": seconds}
+        write_atomically(path, json.dumps(known, indent=2).encode())
+    return LinkSpec(**{key: value for key, value in known[name].items() if key != "layer_seconds"})
+
+
+def reference_seconds(models: Models, name: str, repeats: int = 7) -> float:
+    """The reference work of `gpus.py`: a resident decode step of one sequence, per MoE layer, median of runs."""
+    window = models.reference_window(name)
+    runs = [run_once(window, VARIANTS["resident"], 0, LinkSpec()) for _ in range(repeats + 1)][1:]
+    return float(np.median([run.seconds for run in runs])) / window.num_steps / window.setup.store.num_layers
+
+
+def _run_cell(config: ml_collections.ConfigDict, models: Models, cell: Cell, workdir: Path) -> list[Row]:
+    window = models.window(cell)
+    setup = window.setup
+    link = link_of(config, models, cell.model, workdir)
+    plans = {name: window.plan(cell.cache_fraction, VARIANTS[name].forecast == "predictor") for name in cell.variants}
+    resident_plan = window.plan(1.0, False)
+    plans = {name: resident_plan if name == "resident" else memory for name, memory in plans.items()}
+    compile_groups(window)
+    reference = run_once(window, VARIANTS["resident"], 0, link)  # compiles, and says what each step needs
+    warm = {
+        name: run_once(window, VARIANTS[name], plans[name].slots, link, reference.needed, sample_memory=True)
+        for name in cell.variants
+    }
+    before = _compilations(setup)
+    repeats: dict[str, list[Repeat]] = {name: [] for name in cell.variants}
+    gc.freeze()  # what stays need not be looked through before every run
+    for turn in range(config.repeats):
+        order = cell.variants[turn % len(cell.variants) :] + cell.variants[: turn % len(cell.variants)]
+        for name in order:
+            repeats[name].append(run_once(window, VARIANTS[name], plans[name].slots, link, reference.needed))
+    gc.unfreeze()
+    made = _compilations(setup) - before
+    resident = repeats.get("resident") or [reference]
+    resident_seconds = float(np.median([repeat.seconds for repeat in resident]))
+    forecasts = [own for batch in window.forecasts() for own, _ in batch]
+    recalls = {"none": None, "truth": 1.0, "predictor": forecast_recall(reference.needed, forecasts)}
+    rows = []
+    for name, found in repeats.items():
+        variant, inside = VARIANTS[name], found[0].inside
+        least = least_transfers(reference.needed, plans[name].slots, inside) * setup.store.expert_bytes
+        rows.append(
+            make_row(
+                window,
+                variant,
+                cell.cache_fraction,
+                found,
+                plan=plans[name],
+                resident_plan=resident_plan,
+                peak=warm[name].peak_device_bytes,
+                least_bytes=least,
+                limit=limit_seconds(resident_seconds, least, link),
+                recall=recalls[variant.forecast],
+                new_compilations=made,
+                link=link,
+            )
+        )
+    if cell.key == tuple(config.headline) and "expertflow" in repeats:
+        shown = sorted(repeats["expertflow"], key=lambda repeat: repeat.seconds)[len(repeats["expertflow"]) // 2]
+        title = f"expertflow, {cell.label()}"
+        write_atomically(workdir / "trace.json", timeline.trace_json(shown.events, title).encode())
+        (workdir / "plots").mkdir(exist_ok=True)
+        timeline.draw(shown.events, workdir / "plots" / "timeline.png", title, TIMELINE_SECONDS)
+    return rows
+
+
+def _compilations(setup: Setup) -> int:
+    return setup.own_stages.compilations()

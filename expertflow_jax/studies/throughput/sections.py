@@ -1,0 +1,88 @@
+"""What a throughput run measures besides its cells: baselines of everything resident, and host bookkeeping.
+
+Each measurement is a line of sections.jsonl once it is done, so that a rerun goes on after it.
+"""
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from expertflow_jax.harness.files import write_atomically
+from expertflow_jax.simulation.host_cost import HostCell, measure_host
+from expertflow_jax.simulation.machines import gpu_machine
+from expertflow_jax.studies.throughput.baselines import compare
+from expertflow_jax.workloads.shapes import find_shape
+
+Line = dict[str, Any]
+HOST_POLICIES = ("on_demand", "cache_moe", "expertflow", "oracle")
+HOST_LAYERS = (12, 48, 96)
+HOST_SHAPE = "qwen3_vl_30b_a3b"  # 128 experts, top 8
+
+
+def run_sections(
+    config: ml_collections.ConfigDict, models: Any, workdir: Path, advance: Callable[[str], None], deadline: float
+) -> list[Line]:
+    """Measures what is not in sections.jsonl yet.
+
+    Args:
+      models: a `runner.Models`.
+      advance: told what comes next.
+      deadline: of `time.monotonic`, after which nothing more is begun.
+    """
+    path = workdir / "sections.jsonl"
+    lines = [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines).encode())  # without a line cut short
+    done = {line["section"] for line in lines}
+    for label, measure in _measurements(config, models):
+        advance(label)
+        if label in done or time.monotonic() > deadline:
+            continue
+        found = [{"section": label, **line} for line in measure()]
+        with open(path, "a") as file:  # one write: there whole, or not at all
+            file.write("".join(json.dumps(line) + "\n" for line in found))
+        lines += found
+    return lines
+
+
+def count(config: ml_collections.ConfigDict) -> int:
+    """How many measurements there are."""
+    return len(_measurements(config, None))
+
+
+def _measurements(config: ml_collections.ConfigDict, models: Any) -> list[tuple[str, Callable[[], list[Line]]]]:
+    steps = {size: steps for size, *_, steps in config.windows}
+
+    def baselines(name: str, size: int) -> Callable[[], list[Line]]:
+        def measure() -> list[Line]:
+            found = compare(models.get(name), size, steps[size], config.repeats, config.reference_python)
+            return [{"kind": "baseline", "ratio": one.ratio, **dataclasses.asdict(one)} for one in found]
+
+        return measure
+
+    found = [
+        (f"resident against fused and transformers: {name}, batch {size}", baselines(name, size))
+        for name in config.baseline_models
+        for size in config.baseline_batch_sizes
+    ]
+    if config.host_cost:
+        found += [(f"host bookkeeping: {policy}", functools.partial(_host, policy)) for policy in HOST_POLICIES]
+    return found
+
+
+def _host(policy: str) -> list[Line]:
+    full = find_shape(HOST_SHAPE).full
+    machine, lines = gpu_machine("rtx4090", full), []
+    for layers in HOST_LAYERS:
+        cell = HostCell("throughput", policy, layers, full.num_experts, full.top_k, 1, 0.5)
+        cost = measure_host(cell, machine, steps=8, repeats=3, seed=0)
+        lines.append(
+            {"kind": "host", "policy": policy, "num_layers": layers, "num_experts": full.num_experts}
+            | {"host_us": cost.host_us, "host_us_median": cost.host_us_median}
+        )
+    return lines

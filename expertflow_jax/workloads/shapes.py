@@ -1,0 +1,108 @@
+"""Published MoE models cut down to this machine: their experts, top-k and attention in proportion, random weights.
+
+What a policy sees is kept (experts per layer, top-k, how large an expert is beside attention); width and depth are
+cut so that a step takes milliseconds on a few CPU cores. Each runs as its own family, Switch aside: the recorded
+routing is that of a decoder without an encoder, so its shapes borrow Mixtral's block, with top-1 routing and experts of
+equal bytes. This times the moving of experts, not those models' answers; their routing is replayed (`routes.py`).
+Axes: D model width, F expert width, L MoE layers, E experts, K top-k.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from expertflow_jax.errors import InputError
+from expertflow_jax.inference.stages import Stages
+from expertflow_jax.models.causal_lm import CausalLM
+from expertflow_jax.models.decoder_config import DecoderConfig
+from expertflow_jax.models.mixtral import MixtralConfig
+from expertflow_jax.models.qwen2_moe import Qwen2MoeConfig
+from expertflow_jax.models.qwen3_moe import Qwen3MoeConfig
+from expertflow_jax.offload.store import ExpertStore
+from expertflow_jax.simulation.gpus import LayerSize
+
+VOCABULARY = 512
+Family = MixtralConfig | Qwen2MoeConfig | Qwen3MoeConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """A full-size layer, and what runs here.
+
+    Attributes:
+      full: the published model's MoE layer.
+      family: whose decoder block it is.
+      d_model, d_ff, num_layers, heads, kv_heads, head_dim, shared_d_ff: cut down; E and K stay.
+    """
+
+    full: LayerSize
+    family: type[Family]
+    d_model: int
+    d_ff: int
+    num_layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int = 32
+    shared_d_ff: int = 0
+
+
+QWEN3_VL_30B = LayerSize(2048, 768, 128, 8, 32, 4, 128)
+SWITCH = {
+    experts: Shape(LayerSize(768, 3072, experts, 1, 12, 12, 64, matrices=2), MixtralConfig, 192, 512, 6, 6, 6)
+    for experts in (8, 64, 128)
+}
+SHAPES = {
+    "mixtral_8x7b": Shape(LayerSize(4096, 14336, 8, 2, 32, 8, 128), MixtralConfig, 256, 896, 4, 8, 2),
+    "qwen1.5_moe_a2.7b": Shape(
+        LayerSize(2048, 1408, 60, 4, 16, 16, 128, 5632), Qwen2MoeConfig, 256, 176, 4, 8, 8, shared_d_ff=704
+    ),
+    "qwen3_vl_30b_a3b": Shape(QWEN3_VL_30B, Qwen3MoeConfig, 256, 96, 4, 16, 2),
+    **{f"switch_base_{experts}": shape for experts, shape in SWITCH.items()},
+}
+
+
+def find_shape(name: str) -> Shape:
+    """The shape of this name; raises InputError if there is none."""
+    if name not in SHAPES:
+        raise InputError(f"config: no shape {name!r}; known are {', '.join(SHAPES)}")
+    return SHAPES[name]
+
+
+def config_of(shape: Shape) -> Family:
+    """The cut-down model's config."""
+    qwen3, qwen2 = shape.family is Qwen3MoeConfig, shape.family is Qwen2MoeConfig
+    text = DecoderConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=shape.d_model,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        num_experts=shape.full.num_experts,
+        num_experts_per_tok=shape.full.top_k,
+        moe_intermediate_size=shape.d_ff,
+        shared_expert_intermediate_size=shape.shared_d_ff,
+        shared_expert_gate=qwen2,
+        qkv_bias=qwen2,
+        norm_topk_prob=not qwen2,
+        qk_norm="head" if qwen3 else "none",
+        max_position_embeddings=1024,
+    )
+    text.validate()
+    return shape.family(text)
+
+
+def build(shape: Shape, seed: int) -> tuple[Stages, ExpertStore]:
+    """Compiled stages and a full host tier with random weights, float32."""
+    config = config_of(shape)
+    stages = Stages(CausalLM(config, rngs=nnx.Rngs(seed), with_experts=False))
+    layout = config.text.expert_layout(jnp.dtype(jnp.float32))
+    store = ExpertStore(layout, shape.num_layers, shape.full.num_experts)
+    rng = np.random.default_rng(seed)
+    for layer in range(shape.num_layers):
+        for expert in range(shape.full.num_experts):
+            scale = np.float32(shape.d_model**-0.5)
+            store.put(layer, expert, *(scale * rng.standard_normal(s, np.float32) for s in layout.part_shapes))
+    return stages, store

@@ -1,0 +1,221 @@
+"""`eval.study` as a user runs it: complete rows, the same rows after a kill and in another folder, clear refusals."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from eval import study
+from expertflow_jax import cli
+from expertflow_jax.harness.results import ROW_KEYS
+from expertflow_jax.locate import locate
+from expertflow_jax.tasks.digit_scenes.files import write_benchmark
+
+ROOT = Path(__file__).parents[3]
+CONFIG = """
+from configs import study_base
+
+
+def get_config():
+    config = study_base.get_config()
+    config.num_examples = 12
+    config.batch_size = 4
+    config.window = 8
+    config.digit_scenes.train = 8
+    config.digit_scenes.val = 24
+    config.bootstrap_samples = 200
+    block = study_base.block
+    config.blocks.lossless = block(
+        ("resident", "cache_moe", "expertflow", "oracle"), ("fifo", "greedy"), cache_fractions=(0.25,)
+    )
+    config.blocks.lossy = block(("expertflow",), ("fifo",), ("substitute",), memory_budgets=("14MiB",))
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "small.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def command(config: Path, workdir: Path) -> list[str]:
+    return [sys.executable, "-m", "eval.study", f"--config={config}", f"--workdir={workdir}"]
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("study") / "run"
+    subprocess.run(command(config, workdir), cwd=ROOT, check=True, capture_output=True)
+    return workdir
+
+
+def rows(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
+
+
+def test_rows_are_complete_and_lossless_cells_are_exact(finished):
+    found = rows(finished)
+    assert len(found) == 2 * (4 * 2 + 1)  # tasks x (policies x schedulers + lossy)
+    for row in found:
+        assert tuple(row) == ROW_KEYS
+        assert row["peak_device_bytes"] <= row["memory_budget_bytes"]
+        assert row["num_examples"] > 0
+        if row["lossless"]:
+            assert row["bit_identical"]
+        if row["lossless"] and row["scheduler"] == "fifo":
+            assert row["flips"] == 0
+            assert row["logit_kl"] == 0
+            assert row["accuracy_delta"] == 0
+        predictions = finished / "predictions" / f"{row['cell_id']}.jsonl"
+        assert len(predictions.read_text().splitlines()) == row["num_examples"]
+    by_policy = {r["policy"]: r["hit_rate"] for r in found if r["task"] == "vqa_v2" and r["scheduler"] == "fifo"
+                 and r["lossless"]}  # fmt: skip
+    assert by_policy["resident"] == 1.0
+    assert by_policy["oracle"] >= by_policy["expertflow"]
+
+
+def test_report_and_tables_are_written(finished):
+    for name in ("report.md", "report.html", "results.csv", "config.json", "environment.json"):
+        assert (finished / name).stat().st_size > 0
+    assert list((finished / "plots").glob("*.png"))
+    assert 'src="data:image/png;base64' in (finished / "report.html").read_text()
+
+
+def test_a_killed_study_ends_with_the_same_rows(config, finished, tmp_path):
+    workdir = tmp_path / "killed"
+    results = workdir / "results.jsonl"
+    for enough in (1, 7):  # killed twice: among the references, and among the rest
+        process = subprocess.Popen(
+            command(config, workdir), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None and (not results.exists() or results.read_text().count("\n") < enough):
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(command(config, workdir), cwd=ROOT, check=True, capture_output=True)
+    assert rows(workdir) == rows(finished)
+
+
+def test_a_finished_study_runs_nothing_again(config, finished):
+    before = (finished / "results.jsonl").read_bytes()
+    subprocess.run(command(config, finished), cwd=ROOT, check=True, capture_output=True)
+    assert (finished / "results.jsonl").read_bytes() == before
+
+
+def refused(capsys, config: Path, *arguments: str) -> str:
+    """Runs the command, which must refuse in one line with exit code 2; returns the line."""
+    code = cli.run_command(study.main, description="test", argv=[f"--config={config}", *arguments])
+    error = capsys.readouterr().err
+    assert code == 2, error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def no_rows(workdir: Path) -> bool:
+    return not (workdir / "results.jsonl").exists()
+
+
+def test_unknown_key_is_refused_with_the_nearest(capsys, config, tmp_path):
+    assert "batch_size" in refused(capsys, config, f"--workdir={tmp_path}", "--config.batchsize=2")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"cache_moe"', '"cache_more"', "cache_moe"),
+        ('"greedy"', '"greddy"', "greedy"),
+        ('"substitute"', '"replace"', "substitute"),
+        ('"14MiB"', '"1MiB"', "minimum"),
+        ('"14MiB"', '"plenty"', "plenty"),
+        ("(0.25,)", "(1.25,)", "1.25"),
+    ],
+)
+def test_a_bad_grid_is_refused_before_any_cell(capsys, tmp_path, old, new, said):
+    config = tmp_path / "bad.py"
+    config.write_text(CONFIG.replace(old, new))
+    workdir = tmp_path / "run"
+    assert said in refused(capsys, config, f"--workdir={workdir}")
+    assert no_rows(workdir)
+
+
+def test_missing_and_truncated_checkpoints_are_refused(capsys, config, tmp_path):
+    workdir = tmp_path / "run"
+    said = refused(capsys, config, f"--workdir={workdir}", "--config.model=/nowhere/model")
+    assert "/nowhere/model" in said
+    model = tmp_path / "model"
+    shutil.copytree(locate("digit_scenes_moe"), model)
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    said = refused(capsys, config, f"--workdir={tmp_path / 'other'}", f"--config.model={model}")
+    assert "model.safetensors" in said
+    assert no_rows(workdir)
+    assert no_rows(tmp_path / "other")
+
+
+def test_another_models_predictor_is_refused(capsys, config, tmp_path):
+    predictor = tmp_path / "predictor"
+    shutil.copytree(locate("digit_scenes_predictor", "predictor"), predictor)
+    settings = json.loads((predictor / "predictor_config.json").read_text())
+    settings["model_fingerprint"] = "0" * 32
+    (predictor / "predictor_config.json").write_text(json.dumps(settings))
+    refused(capsys, config, f"--workdir={tmp_path / 'run'}", f"--config.predictor={predictor}")
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    write_benchmark(tmp_path / "data", train=4, val=16, seed=0)
+    return tmp_path / "data"
+
+
+def damage_questions(data: Path) -> str:
+    path = data / "vqa_v2/v2_OpenEnded_mscoco_val2014_questions.json"
+    path.write_text(path.read_text()[:200])
+    return path.name
+
+
+def damage_table(data: Path) -> str:
+    path = data / "mmbench/MMBench_DEV_EN.tsv"
+    lines = path.read_text().splitlines()
+    lines[3] = lines[3].rsplit("\t", 1)[0]
+    path.write_text("\n".join(lines) + "\n")
+    return path.name
+
+
+def damage_image(data: Path) -> str:
+    path = min((data / "vqa_v2/val2014").glob("*.jpg"))
+    path.write_bytes(path.read_bytes()[:300])
+    return path.name
+
+
+@pytest.mark.parametrize("damage", [damage_questions, damage_table, damage_image])
+def test_damaged_benchmark_files_are_named(capsys, config, data, tmp_path, damage):
+    name = damage(data)
+    workdir = tmp_path / "run"
+    assert name in refused(capsys, config, f"--workdir={workdir}", f"--config.data_dir={data}")
+    assert no_rows(workdir)
+
+
+def test_dry_run_prints_the_plan_and_writes_no_results(capsys, config, tmp_path):
+    workdir = tmp_path / "run"
+    code = cli.run_command(
+        study.main, description="test", argv=[f"--config={config}", f"--workdir={workdir}", "--dry_run"]
+    )
+    said = capsys.readouterr().out
+    assert code == 0
+    assert "expert slots" in said
+    assert "18 cells" in said
+    assert no_rows(workdir)
+
+
+def test_another_config_in_the_same_folder_is_refused(capsys, config, finished):
+    said = refused(capsys, config, f"--workdir={finished}", "--config.batch_size=2")
+    assert "another config" in said
