@@ -19,10 +19,10 @@ import ml_dtypes
 import numpy as np
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.models.expert_dtypes import BITS
 from expertflow_jax.models.experts import BufferLayout, ExpertKind, ExpertLayout, aligned_arrays
 
 GROUP = 64  # scales take 3 % on top of int8 and 6 % on top of int4; 32 lowers int4's error by a tenth for twice that
-BITS = {"int8": 8, "int4": 4}
 _CHUNK = 1 << 12  # groups quantised at a time, so that temporaries stay small
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.models.expert_dtypes import BITS
 from expertflow_jax.models.experts import ExpertKind, ExpertLayout, run_expert_group
-from expertflow_jax.models.quantized import BITS, GROUP, QuantizedLayout, layout_for
+from expertflow_jax.models.quantized import GROUP, QuantizedLayout, layout_for
 
 KINDS = sorted(BITS)
 

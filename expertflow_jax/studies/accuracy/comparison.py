@@ -13,7 +13,8 @@ import ml_collections
 import numpy as np
 
 from expertflow_jax.harness.data import TaskData
-from expertflow_jax.harness.results import CellRow, ResultWriter, cell_id
+from expertflow_jax.harness.rows import CellRow, cell_id
+from expertflow_jax.harness.workdir import ResultWriter
 from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.offload.misses import make_miss_policy
 from expertflow_jax.studies.accuracy import statistics

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from expertflow_jax.harness.document import Block, Bullets, Grid, Heading, Paragraph
-from expertflow_jax.harness.results import CellRow
+from expertflow_jax.harness.rows import CellRow
 from expertflow_jax.studies.accuracy.statistics import NoiseFloor, holm, noise_floor
 from expertflow_jax.studies.accuracy.tables import MISSING, Comparisons, in_order, ordered, points
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import ml_collections
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.models.quantized import BITS
+from expertflow_jax.models.expert_dtypes import BITS
 from expertflow_jax.offload.misses import MISS_POLICIES
 from expertflow_jax.offload.policies import POLICIES, make_policy
 from expertflow_jax.scheduling import SCHEDULERS

@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from expertflow_jax.errors import InputError
 from expertflow_jax.harness import data as study_data
 from expertflow_jax.harness.environment import describe_environment
-from expertflow_jax.harness.results import CellRow, ResultWriter, cell_id
+from expertflow_jax.harness.rows import CellRow, cell_id
+from expertflow_jax.harness.workdir import ResultWriter
 from expertflow_jax.inference.loading import load_model, pin_experts, with_expert_dtype
 from expertflow_jax.locate import locate
 from expertflow_jax.offload.budget import format_bytes

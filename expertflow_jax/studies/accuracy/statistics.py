@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from scipy import special, stats
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.harness.results import CellRow
+from expertflow_jax.harness.rows import CellRow
 
 _DRAWS_AT_ONCE = 1 << 22  # cluster draws per block, which bounds the memory of a bootstrap
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from rich.table import Table
 
-from expertflow_jax.harness.results import CellRow
+from expertflow_jax.harness.rows import CellRow
 
 ORDER = (
     "resident",

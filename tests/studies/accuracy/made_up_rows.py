@@ -1,6 +1,6 @@
 """Rows of a study that nobody ran, plausible enough to look at its report:
 
-    python tests/studies/accuracy/made_up_rows.py DIR
+python tests/studies/accuracy/made_up_rows.py DIR
 """
 
 import itertools
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from expertflow_jax.harness.results import CellRow, cell_id
+from expertflow_jax.harness.rows import CellRow, cell_id
 
 EXPERTS, EXPERT_BYTES, FIXED_BYTES, PREDICTOR_BYTES = 384, 36_864, 6_000_000, 900_000
 FRACTIONS = (0.125, 0.25, 0.5, 0.75)

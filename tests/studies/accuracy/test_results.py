@@ -14,8 +14,9 @@ import pytest
 from made_up_rows import row
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.harness import results
-from expertflow_jax.harness.results import CellRow, ResultWriter, cell_id, read_rows
+from expertflow_jax.harness import workdir as results
+from expertflow_jax.harness.rows import CellRow, cell_id
+from expertflow_jax.harness.workdir import ResultWriter, read_rows
 
 CELLS = 40
 

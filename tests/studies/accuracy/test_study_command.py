@@ -13,7 +13,7 @@ import pytest
 
 from eval import study
 from expertflow_jax import cli
-from expertflow_jax.harness.results import ROW_KEYS
+from expertflow_jax.harness.rows import ROW_KEYS
 from expertflow_jax.locate import locate
 from expertflow_jax.tasks.digit_scenes.files import write_benchmark
 
