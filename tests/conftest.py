@@ -1,0 +1,9 @@
+"""One cache of compiled programs for the whole suite: its workers, its subprocesses, and the next run."""
+
+import os
+from pathlib import Path
+
+# Before jax is imported, and by environment so that subprocesses share it.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "compiled-tests"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
