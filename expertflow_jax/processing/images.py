@@ -5,6 +5,7 @@ Axes: P patches.
 """
 
 import dataclasses
+import io
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,8 +15,10 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.processing.content import image_source
 from expertflow_jax.processing.patches import normalise, patchify
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow would start Ghostscript for others
 MOST_ELONGATED = 200  # longer : shorter side, as Hugging Face's processor has it
 
 
@@ -42,7 +45,7 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
 
 
 def open_image(source: Any) -> Image.Image:
-    """An RGB image of a path, a PIL image or uint8 [H, W] or [H, W, 3].
+    """An RGB image of a path, data: URL, the bytes of a file, a PIL image or uint8 [H, W] or [H, W, 3].
 
     As in transformers, a file is turned upright by its EXIF tag and loses its alpha channel, while an opened image is
     not turned and is laid on white.
@@ -50,8 +53,10 @@ def open_image(source: Any) -> Image.Image:
     Raises:
       InputError: the file is missing or no image, or the array has another form.
     """
-    if isinstance(source, str | Path):
-        return _readable(source, lambda: _on_white(_upright(source)))
+    source = image_source(source) if isinstance(source, str) else source
+    if isinstance(source, str | Path | bytes):
+        name = "of a data: URL" if isinstance(source, bytes) else source
+        return _readable(name, lambda: _on_white(_upright(source)))
     if isinstance(source, Image.Image):
         return _readable(getattr(source, "filename", "") or "given", lambda: _on_white(source))
     array = np.asarray(source)
@@ -60,8 +65,8 @@ def open_image(source: Any) -> Image.Image:
     return Image.fromarray(array).convert("RGB")
 
 
-def _upright(path: str | Path) -> Image.Image:
-    with Image.open(path) as image:
+def _upright(file: str | Path | bytes) -> Image.Image:
+    with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as image:
         return ImageOps.exif_transpose(image).convert("RGB")  # a palette's transparent colour outlives this
 
 

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from expertflow_jax.checkpoints.files import read_json
 from expertflow_jax.errors import InputError
 from expertflow_jax.models.aria_config import VISION_DEFAULTS
+from expertflow_jax.processing.content import split_pictures
 from expertflow_jax.processing.images import ImageProcessor
 from expertflow_jax.processing.padded_images import PaddedImageProcessor
 from expertflow_jax.processing.templates import compile_template
@@ -109,7 +110,7 @@ class Processor:
         Raises:
           InputError: the checkpoint has no template, the messages are none, or the template refuses them.
         """
-        check_messages(messages, "messages")
+        _check_form(messages, "messages")
         if self._template is None:
             raise InputError(f"{self._where}: no chat template; pass plain prompts instead of messages")
         try:
@@ -153,7 +154,12 @@ class Processor:
 
 
 def check_messages(messages: Any, where: str) -> None:
-    """Raises InputError, naming `where`, unless this is a conversation in the chat format."""
+    """Raises InputError, naming `where`, unless this is a conversation in the chat format, see `content`."""
+    _check_form(messages, where)
+    split_pictures(messages, where)
+
+
+def _check_form(messages: Any, where: str) -> None:
     rows = list(messages) if isinstance(messages, Sequence) and not isinstance(messages, str) else []
     for row in rows:
         if not isinstance(row, Mapping) or not isinstance(row.get("role"), str) or not _is_content(row):
