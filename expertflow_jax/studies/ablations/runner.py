@@ -11,8 +11,11 @@ from rich.console import Console
 from rich.progress import track
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.files import write_atomically
 from expertflow_jax.harness.document import Grid, to_markdown
-from expertflow_jax.harness.files import write_atomically
+from expertflow_jax.harness.environment import describe_environment
+from expertflow_jax.harness.row_file import RowFile, with_keys
+from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.inference.loading import load_model
 from expertflow_jax.locate import locate
 from expertflow_jax.predictor import Predictor
@@ -55,12 +58,41 @@ def plan(config: ml_collections.ConfigDict) -> None:
 
 
 def measure(config: ml_collections.ConfigDict, workdir: Path) -> list[Row]:
-    """Replays all variants in all settings; writes ablations.jsonl and ablations.md and prints the tables.
+    """Replays what is not replayed yet; writes ablations.jsonl and ablations.md and prints the tables.
 
     Raises:
-      InputError: bad config.
+      InputError: bad config, or a workdir of another one.
     """
     columns = settings(config)
+    plain = json.loads(config.to_json_best_effort())
+    with Workdir(workdir, plain, describe_environment(config.seed)) as place:
+        results = place.row_file("ablations.jsonl", with_keys("variant", "seconds"))
+        _run_missing(config, columns, results)
+        grids = tables(results.rows, columns)
+        write_atomically(workdir / "ablations.md", to_markdown(grids, workdir))
+    console = Console(width=118)
+    console.print(to_markdown(grids, workdir), highlight=False, markup=False, soft_wrap=True)
+    return results.rows
+
+
+def _place(variant: Variant, column: tuple[str, int, float]) -> Row:
+    """What tells a row from every other."""
+    name, size, fraction = column
+    return {"variant": variant.name, "model": name, "batch_size": size, "cache_fraction": fraction}
+
+
+def _run_missing(
+    config: ml_collections.ConfigDict, columns: Sequence[tuple[str, int, float]], results: RowFile
+) -> None:
+    """Appends the rows that are not there yet, in the order of columns and variants."""
+    places = [(variant, column, _place(variant, column)) for column in columns for variant in VARIANTS]
+    missing = [
+        (variant, column, place)
+        for variant, column, place in places
+        if not any(place.items() <= row.items() for row in results.rows)
+    ]
+    if not missing:
+        return
     model = load_model(config.model)
     predictor = Predictor.load(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
     machines = {config.model: recorded_machine(config.costs, config.link, model.store.expert_bytes)}
@@ -70,31 +102,19 @@ def measure(config: ml_collections.ConfigDict, workdir: Path) -> list[Row]:
         machines[name] = gpu_machine(config.gpu, full)
         shapes[name] = (num_layers, full.num_experts, full.top_k)
     recording = record_questions(model, config.sequences, config.new_tokens, config.seed)
-    rows: list[Row] = []
     traces: dict[tuple[str, int], Any] = {}
-    for name, size, fraction in track(columns, description="settings"):
+    for variant, (name, size, fraction), place in track(missing, description="variants"):
         if (name, size) not in traces:
             traces = {(name, size): recorded_steps(recording, predictor, shapes[name], size)}
-        for variant in VARIANTS:
-            outcome = run(variant, traces[name, size], machines[name], fraction, size)
-            place = {"variant": variant.name, "model": name, "batch_size": size, "cache_fraction": fraction}
-            rows.append({**place, **dataclasses.asdict(outcome)})
-    workdir.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomically(workdir / "ablations.jsonl", text.encode())
-    grids = tables(rows, columns)
-    write_atomically(workdir / "ablations.md", to_markdown(grids, workdir).encode())
-    console = Console(width=118)
-    console.print(to_markdown(grids, workdir), highlight=False, markup=False, soft_wrap=True)
-    return rows
+        outcome = run(variant, traces[name, size], machines[name], fraction, size)
+        results.append({**place, **dataclasses.asdict(outcome)})
 
 
 def tables(rows: Sequence[Row], columns: Sequence[tuple[str, int, float]]) -> list[Grid]:
     """Speed and bytes of the variants beside the engine as built; then how far it runs without a miss."""
 
     def find(variant: Variant, column: tuple[str, int, float]) -> Row:
-        name, size, fraction = column
-        wanted = {"variant": variant.name, "model": name, "batch_size": size, "cache_fraction": fraction}
+        wanted = _place(variant, column)
         return next(row for row in rows if wanted.items() <= row.items())
 
     heads = [f"{name}, {size} at {fraction:g}" for name, size, fraction in columns]

@@ -14,12 +14,12 @@ import numpy as np
 
 from expertflow_jax.harness.data import TaskData
 from expertflow_jax.harness.rows import CellRow, cell_id
-from expertflow_jax.harness.workdir import ResultWriter
 from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.offload.misses import make_miss_policy
 from expertflow_jax.studies.accuracy import statistics
 from expertflow_jax.studies.accuracy.execution import Execution
 from expertflow_jax.studies.accuracy.grid import Cell
+from expertflow_jax.studies.accuracy.result_files import ResultWriter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Outcome:
 
     @staticmethod
     def read(writer: ResultWriter, name: str) -> "Outcome":
-        """Reads back a finished all-resident cell."""
+        """Reads back a finished all-resident cell; raises InputError if its files are damaged."""
         predictions, arrays = writer.predictions(name), writer.arrays(name)
         steps, layers, experts = (int(n) for n in arrays["needed_shape"])
         bits = np.unpackbits(arrays["needed"], count=steps * layers * experts)

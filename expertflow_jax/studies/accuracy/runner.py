@@ -17,7 +17,6 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.harness import data as study_data
 from expertflow_jax.harness.environment import describe_environment
 from expertflow_jax.harness.rows import CellRow, cell_id
-from expertflow_jax.harness.workdir import ResultWriter
 from expertflow_jax.inference.loading import load_model, pin_experts, with_expert_dtype
 from expertflow_jax.locate import locate
 from expertflow_jax.offload.budget import format_bytes
@@ -27,6 +26,7 @@ from expertflow_jax.studies.accuracy.comparison import Outcome, make_row, predic
 from expertflow_jax.studies.accuracy.execution import Setting, execute
 from expertflow_jax.studies.accuracy.grid import Cell, cells
 from expertflow_jax.studies.accuracy.report import render_table, write_report
+from expertflow_jax.studies.accuracy.result_files import ResultWriter
 
 CLOCKS = ("virtual", "real")
 

@@ -8,8 +8,8 @@ from typing import Any
 import ml_collections
 from rich.console import Console
 
+from expertflow_jax.files import write_atomically
 from expertflow_jax.harness.document import Block, Code, Grid, Heading, Paragraph, Picture, to_html, to_markdown
-from expertflow_jax.harness.files import write_atomically
 from expertflow_jax.studies.accuracy.tables import ordered
 from expertflow_jax.studies.growth.growth import Growth, growth
 from expertflow_jax.studies.growth.plots import draw_plots

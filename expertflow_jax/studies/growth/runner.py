@@ -10,9 +10,9 @@ import ml_collections
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from expertflow_jax.errors import InputError
 from expertflow_jax.harness.environment import describe_environment
-from expertflow_jax.harness.files import differences, write_atomically
+from expertflow_jax.harness.row_file import with_keys
+from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.offload.budget import format_bytes
 from expertflow_jax.simulation.host_cost import measure_host
 from expertflow_jax.studies.growth.grid import host_cells, host_row, machine_of, scheduler_cells, scheduler_row
@@ -79,49 +79,18 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
     from expertflow_jax.studies.growth.report import write_report
 
     cells = cells_of(config)
-    _claim(config, workdir)
-    results = workdir / "results.jsonl"
-    rows = _read(results)
-    finished = {row["cell"]: row for row in rows}
+    plain = json.loads(config.to_json_best_effort())
     console = Console(width=None if sys.stdout.isatty() else 118)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.description}")) as progress:
-        bar = progress.add_task("", total=len(cells))
-        for number, (label, measure) in enumerate(cells):
-            progress.update(bar, description=label)
-            if number not in finished:
-                row = {"cell": number, **measure()}
-                with open(results, "a") as file:
-                    file.write(json.dumps(row) + "\n")
-                rows.append(row)
-            progress.advance(bar)
-    write_report(workdir, rows, config, command, console)
-    return rows
-
-
-def _claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    workdir.mkdir(parents=True, exist_ok=True)
-    path, plain = workdir / "config.json", json.loads(config.to_json_best_effort())
-    if path.exists() and (changed := differences(json.loads(path.read_text()), plain)):
-        raise InputError(f"--workdir {workdir} holds a run of another config ({changed[0]}); name another folder")
-    write_atomically(path, json.dumps(plain, indent=2).encode())
-    write_atomically(workdir / "environment.json", json.dumps(describe_environment(config.seed), indent=2).encode())
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    """Finished rows; a last line that a kill cut short is dropped.
-
-    Raises:
-      InputError: a line in the middle is damaged.
-    """
-    if not path.exists():
-        return []
-    lines, rows = path.read_text().splitlines(keepends=True), []
-    for number, line in enumerate(lines):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines) - 1:
-                raise InputError(f"{path}: line {number + 1} is damaged; delete the file and run again") from error
-            write_atomically(path, "".join(lines[:number]).encode())
-    return rows
+    with Workdir(workdir, plain, describe_environment(config.seed)) as place:
+        results = place.row_file("results.jsonl", with_keys("cell", "kind"))
+        finished = {row["cell"] for row in results.rows}
+        with Progress(*columns, TextColumn("{task.description}")) as progress:
+            bar = progress.add_task("", total=len(cells))
+            for number, (label, measure) in enumerate(cells):
+                progress.update(bar, description=label)
+                if number not in finished:
+                    results.append({"cell": number, **measure()})
+                progress.advance(bar)
+        write_report(workdir, results.rows, config, command, console)
+    return results.rows

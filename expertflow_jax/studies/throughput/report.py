@@ -8,6 +8,7 @@ from typing import Any
 import ml_collections
 from rich.console import Console
 
+from expertflow_jax.files import write_atomically
 from expertflow_jax.harness.document import (
     Block,
     Bullets,
@@ -19,7 +20,6 @@ from expertflow_jax.harness.document import (
     to_html,
     to_markdown,
 )
-from expertflow_jax.harness.files import write_atomically
 from expertflow_jax.studies.throughput import tables
 from expertflow_jax.studies.throughput.plots import draw_fractions
 from expertflow_jax.studies.throughput.results import Row, throughput_json

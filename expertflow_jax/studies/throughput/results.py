@@ -6,14 +6,11 @@ Rates are in [0, 1], times in seconds, sizes in bytes; a row's times are medians
 import csv
 import dataclasses
 import io
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from expertflow_jax.errors import InputError
 from expertflow_jax.offload.budget import MemoryPlan
 from expertflow_jax.offload.link import LinkSpec
 from expertflow_jax.studies.throughput.measure import Repeat, Variant
@@ -175,21 +172,11 @@ def forecast_recall(needed: np.ndarray, forecasts: Sequence[np.ndarray]) -> floa
     return found / used if used else 1.0
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Rows of a results.jsonl; a last line without its end did not finish and is left out.
-
-    Raises:
-      InputError: a row that this version does not know.
-    """
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text().split("\n")[:-1]:
-        try:
-            rows.append(Row(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{path}: {error}; written by another version? Name a new --workdir") from error
-    return rows
+def parse_row(value: Any) -> Row:
+    """The row of a line's JSON value; raises TypeError if this version knows no such row."""
+    if not isinstance(value, dict):
+        raise TypeError("not a JSON object")
+    return Row(**value)
 
 
 def to_csv(rows: Sequence[Row]) -> str:

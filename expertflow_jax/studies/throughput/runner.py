@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.files import make_folder, write_atomically, write_json
 from expertflow_jax.harness import timeline
 from expertflow_jax.harness.data import prepare as prepare_task
 from expertflow_jax.harness.environment import describe_environment
-from expertflow_jax.harness.files import differences, write_atomically
+from expertflow_jax.harness.workdir import Workdir, read_json
 from expertflow_jax.inference.loading import LoadedModel, load_model
 from expertflow_jax.locate import locate
 from expertflow_jax.offload.budget import format_bytes
@@ -31,7 +32,7 @@ from expertflow_jax.simulation.limits import least_transfers, limit_seconds
 from expertflow_jax.studies.throughput import sections
 from expertflow_jax.studies.throughput.grid import Cell, cells_of
 from expertflow_jax.studies.throughput.measure import VARIANTS, Repeat, compile_groups, run_once
-from expertflow_jax.studies.throughput.results import Row, forecast_recall, make_row, read_rows, to_csv
+from expertflow_jax.studies.throughput.results import Row, forecast_recall, make_row, parse_row, to_csv
 from expertflow_jax.tasks.digit_scenes.files import write_benchmark
 from expertflow_jax.tasks.registry import make_task
 from expertflow_jax.workloads import setups
@@ -122,46 +123,30 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
 
     deadline = time.monotonic() + 60 * config.minutes
     cells = cells_of(config)
-    _claim(config, workdir)
-    results = workdir / "results.jsonl"
-    rows = _whole_cells(read_rows(results), cells)
-    write_atomically(results, "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows).encode())
-    finished = {row.cell for row in rows}
-    models = Models(config)
+    plain = json.loads(config.to_json_best_effort())
     console = Console(width=None if sys.stdout.isatty() else 118)
-    with _progress(len(cells) + sections.count(config)) as advance:
-        lines = sections.run_sections(config, models, workdir, advance, deadline)
-        for cell in cells:
-            advance(cell.label())
-            if cell.key in finished or time.monotonic() > deadline:
-                continue
-            found = _run_cell(config, models, cell, workdir)
-            with open(results, "a") as file:
-                file.write("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in found))
-            rows += found
-            finished.add(cell.key)
-    left = [cell.label() for cell in cells if cell.key not in finished]
-    write_atomically(workdir / "results.csv", to_csv(rows).encode())
-    write_report(workdir, rows, lines, left, config, command, console)
-    return rows
+    with Workdir(workdir, plain, describe_environment(config.seed)) as place:
+        results = place.row_file("results.jsonl", parse_row, dataclasses.asdict)
+        whole = _whole_cells(results.rows, cells)
+        results.keep(lambda row: row.cell in whole)
+        models = Models(config)
+        with _progress(len(cells) + sections.count(config)) as advance:
+            lines = sections.run_sections(config, models, place, advance, deadline)
+            for cell in cells:
+                advance(cell.label())
+                if cell.key not in whole and time.monotonic() <= deadline:
+                    results.append_together(_run_cell(config, models, cell, workdir))
+                    whole.add(cell.key)
+        left = [cell.label() for cell in cells if cell.key not in whole]
+        write_atomically(workdir / "results.csv", to_csv(results.rows))
+        write_report(workdir, results.rows, lines, left, config, command, console)
+    return results.rows
 
 
-def _whole_cells(rows: list[Row], cells: list[Cell]) -> list[Row]:
-    """Without those of a cell that a kill cut short."""
-    found = {(*row.cell, row.variant) for row in rows}
-    whole = {cell.key for cell in cells if all((*cell.key, name) in found for name in cell.variants)}
-    return [row for row in rows if row.cell in whole]
-
-
-def _claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    workdir.mkdir(parents=True, exist_ok=True)
-    path, plain = workdir / "config.json", json.loads(config.to_json_best_effort())
-    if path.exists():
-        changed = differences(json.loads(path.read_text()), plain)
-        if changed:
-            raise InputError(f"--workdir {workdir} holds a run of another config ({changed[0]}); name another folder")
-    write_atomically(path, json.dumps(plain, indent=2).encode())
-    write_atomically(workdir / "environment.json", json.dumps(describe_environment(config.seed), indent=2).encode())
+def _whole_cells(rows: list[Row], cells: list[Cell]) -> set[tuple]:
+    """Keys of the config's cells of which every variant has its row."""
+    pairs = {(*row.cell, row.variant) for row in rows}
+    return {cell.key for cell in cells if all((*cell.key, name) in pairs for name in cell.variants)}
 
 
 @contextlib.contextmanager
@@ -176,13 +161,13 @@ def _progress(total: int) -> Iterator[Any]:
 def link_of(config: ml_collections.ConfigDict, models: Models, name: str, workdir: Path) -> LinkSpec:
     """The model's link; measured once per workdir, so that a resumed run has the same."""
     path = workdir / "links.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = read_json(path) if path.exists() else {}
     if name not in known:
         setup = models.get(name)
         seconds = reference_seconds(models, name)
         spec = scaled_link(config.link, setup.full, setup.store.expert_bytes, seconds)
         known[name] = dataclasses.asdict(spec) | {"layer_seconds": seconds}
-        write_atomically(path, json.dumps(known, indent=2).encode())
+        write_json(path, known)
     return LinkSpec(**{key: value for key, value in known[name].items() if key != "layer_seconds"})
 
 
@@ -242,9 +227,8 @@ def _run_cell(config: ml_collections.ConfigDict, models: Models, cell: Cell, wor
     if cell.key == tuple(config.headline) and "expertflow" in repeats:
         shown = sorted(repeats["expertflow"], key=lambda repeat: repeat.seconds)[len(repeats["expertflow"]) // 2]
         title = f"expertflow, {cell.label()}"
-        write_atomically(workdir / "trace.json", timeline.trace_json(shown.events, title).encode())
-        (workdir / "plots").mkdir(exist_ok=True)
-        timeline.draw(shown.events, workdir / "plots" / "timeline.png", title, TIMELINE_SECONDS)
+        write_atomically(workdir / "trace.json", timeline.trace_json(shown.events, title))
+        timeline.draw(shown.events, make_folder(workdir / "plots") / "timeline.png", title, TIMELINE_SECONDS)
     return rows
 
 

@@ -5,15 +5,14 @@ Each measurement is a line of sections.jsonl once it is done, so that a rerun go
 
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from expertflow_jax.harness.files import write_atomically
+from expertflow_jax.harness.row_file import with_keys
+from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.simulation.host_cost import HostCell, measure_host
 from expertflow_jax.simulation.machines import gpu_machine
 from expertflow_jax.studies.throughput.baselines import compare
@@ -26,7 +25,7 @@ HOST_SHAPE = "qwen3_vl_30b_a3b"  # 128 experts, top 8
 
 
 def run_sections(
-    config: ml_collections.ConfigDict, models: Any, workdir: Path, advance: Callable[[str], None], deadline: float
+    config: ml_collections.ConfigDict, models: Any, workdir: Workdir, advance: Callable[[str], None], deadline: float
 ) -> list[Line]:
     """Measures what is not in sections.jsonl yet.
 
@@ -35,19 +34,13 @@ def run_sections(
       advance: told what comes next.
       deadline: of `time.monotonic`, after which nothing more is begun.
     """
-    path = workdir / "sections.jsonl"
-    lines = [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
-    write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines).encode())  # without a line cut short
-    done = {line["section"] for line in lines}
+    lines = workdir.row_file("sections.jsonl", with_keys("section", "kind"))
+    finished = {line["section"] for line in lines.rows}
     for label, measure in _measurements(config, models):
         advance(label)
-        if label in done or time.monotonic() > deadline:
-            continue
-        found = [{"section": label, **line} for line in measure()]
-        with open(path, "a") as file:  # one write: there whole, or not at all
-            file.write("".join(json.dumps(line) + "\n" for line in found))
-        lines += found
-    return lines
+        if label not in finished and time.monotonic() <= deadline:
+            lines.append_together([{"section": label, **line} for line in measure()])
+    return lines.rows
 
 
 def count(config: ml_collections.ConfigDict) -> int:

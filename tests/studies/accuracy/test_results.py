@@ -14,9 +14,9 @@ import pytest
 from made_up_rows import row
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.harness import workdir as results
 from expertflow_jax.harness.rows import CellRow, cell_id
-from expertflow_jax.harness.workdir import ResultWriter, read_rows
+from expertflow_jax.studies.accuracy import result_files as results
+from expertflow_jax.studies.accuracy.result_files import ResultWriter, read_rows
 
 CELLS = 40
 
@@ -68,7 +68,7 @@ def test_kills_at_random_moments_lose_and_double_nothing(tmp_path):
         after = read_rows(workdir)
         assert after[: len(before)] == before
         for finished in after:  # a row that can be read has all its files
-            assert len(results.read_predictions(workdir, finished.cell_id)) == 3
+            assert len(results.read_predictions(workdir, finished)) == 3
         before = after
     write_all(workdir)
     for name in ("results.jsonl", "results.csv", "config.json", "environment.json"):

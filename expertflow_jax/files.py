@@ -1,0 +1,94 @@
+"""Files that are either whole or absent, and one clear line where one cannot be written."""
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from expertflow_jax.errors import InputError
+
+PARTIAL = ".partial"  # ends the name of a file that is being written
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space and rerun",
+    errno.EDQUOT: "free some space and rerun",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f) and rerun",
+    errno.EROFS: "name a folder that can be written to",
+    errno.EACCES: "name a folder that can be written to",
+    errno.EPERM: "name a folder that can be written to",
+    errno.ENAMETOOLONG: "shorten the name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n) and rerun",
+}
+_OTHER_REMEDY = "name another path"
+
+
+def write_error(path: Path | str, error: OSError) -> InputError:
+    """What to tell a user whose file cannot be written: one line, the path, the reason, and the remedy."""
+    reason = error.strerror or type(error).__name__
+    return InputError(f"{path}: cannot be written ({reason}); {_REMEDIES.get(error.errno or 0, _OTHER_REMEDY)}")
+
+
+def is_write_error(error: OSError) -> bool:
+    """Whether the machine refused to write, rather than the program asking for something senseless."""
+    return error.errno in _REMEDIES
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write to: synced and renamed to `path` when the block ends, removed if it fails.
+
+    Raises:
+      InputError: it cannot be written; nothing is left of it, and an earlier file of this name stays as it was.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        try:
+            with open(partial, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            sync_folder(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def write_atomically(path: str | Path, content: bytes | str) -> None:
+    """Writes `content` (text as UTF-8) so that `path` is whole or as before, also after a kill or a power cut.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    with whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: str | Path, value: Any, indent: int = 2) -> None:
+    """Writes `value` as JSON, whole or not at all; raises InputError where that cannot be."""
+    write_atomically(path, json.dumps(value, indent=indent) + "\n")
+
+
+def make_folder(path: str | Path) -> Path:
+    """The folder at `path`, made with its parents if need be; raises InputError if that cannot be."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
+    return Path(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a new name in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

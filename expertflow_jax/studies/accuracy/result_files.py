@@ -1,0 +1,151 @@
+"""A study's files: one row per finished cell, per-example predictions, and what later cells compare with.
+
+Order of writing is what makes a SIGKILL harmless: a cell's predictions and arrays are complete under their final names
+before its row exists. So a row that can be read is a finished cell with all its files.
+"""
+
+import csv
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from expertflow_jax.errors import InputError
+from expertflow_jax.files import make_folder, write_atomically
+from expertflow_jax.harness import row_file
+from expertflow_jax.harness.rows import ROW_KEYS, CellRow
+from expertflow_jax.harness.workdir import Workdir, plain_value
+
+ROWS = "results.jsonl"
+_PREDICTION_KEYS = ("id", "prediction", "target", "score", "reference_prediction")
+
+
+class ResultWriter(Workdir):
+    """Writes a study's folder; opening it again resumes. Use as a context manager.
+
+    Files: results.jsonl, results.csv (at `finish`), predictions/<cell>.jsonl, arrays/<cell>.npz, and those of
+    `Workdir`.
+    """
+
+    def __init__(self, workdir: str | Path, config: Mapping[str, Any], environment: Mapping[str, Any] | None = None):
+        """As `Workdir`; raises InputError also if rows are damaged."""
+        super().__init__(workdir, config, environment)
+        try:
+            for name in ("predictions", "arrays"):
+                make_folder(self.path / name)
+            self._file = self.row_file(ROWS, CellRow.from_json, CellRow.to_json)
+            self._rows = _by_cell(self._file.path, self._file.rows)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def rows(self) -> list[CellRow]:
+        """Finished cells' rows, in the order in which they finished."""
+        return list(self._rows.values())
+
+    def finished_cells(self) -> set[str]:
+        """Ids of the cells whose row is written."""
+        return set(self._rows)
+
+    def add(
+        self,
+        row: CellRow,
+        predictions: Iterable[Mapping[str, Any]],
+        arrays: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Writes a finished cell: predictions and arrays first, then its row.
+
+        Args:
+          predictions: one mapping per example with at least id, prediction, target, score and
+            reference_prediction.
+          arrays: what later cells compare with, for example the first answer token's logits.
+
+        Raises:
+          ValueError: the cell is finished already, or a prediction lacks a key.
+        """
+        if row.cell_id in self._rows:
+            raise ValueError(f"cell {row.cell_id} is finished already")
+        lines = []
+        for prediction in predictions:
+            if missing := [key for key in _PREDICTION_KEYS if key not in prediction]:
+                raise ValueError(f"a prediction of cell {row.cell_id} has no {missing[0]!r}")
+            lines.append(json.dumps(prediction, default=plain_value, ensure_ascii=False))
+        if len(lines) != row.num_examples:
+            raise ValueError(f"cell {row.cell_id}: {len(lines)} predictions of {row.num_examples} examples")
+        write_atomically(self.path / f"predictions/{row.cell_id}.jsonl", "\n".join([*lines, ""]))
+        if arrays:
+            packed = io.BytesIO()
+            np.savez_compressed(packed, allow_pickle=False, **arrays)
+            write_atomically(self.path / f"arrays/{row.cell_id}.npz", packed.getvalue())
+        self._file.append(row)
+        self._rows[row.cell_id] = row
+
+    def predictions(self, cell: str) -> list[dict[str, Any]]:
+        """A finished cell's predictions, in the order in which they were added."""
+        return read_predictions(self.path, self._rows[cell])
+
+    def arrays(self, cell: str) -> dict[str, np.ndarray]:
+        """A finished cell's arrays.
+
+        Raises:
+          InputError: it was added without, or the file is damaged.
+        """
+        path = self.path / f"arrays/{cell}.npz"
+        remedy = f"delete the row of its cell in {self._file.path} to run it again"
+        if not path.exists():
+            raise InputError(f"{path}: no such file, though the cell has a row; {remedy}")
+        try:
+            with np.load(path, allow_pickle=False) as packed:
+                return {name: packed[name] for name in packed.files}
+        except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(f"{path}: damaged ({error}); {remedy}") from error
+
+    def finish(self) -> None:
+        """Writes results.csv anew from the rows."""
+        table = io.StringIO()
+        writer = csv.DictWriter(table, ROW_KEYS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row.to_json() for row in self.rows)
+        write_atomically(self.path / "results.csv", table.getvalue())
+
+
+def read_rows(workdir: str | Path) -> list[CellRow]:
+    """The rows of a study's folder; a last line that a kill tore is left out, the file is left as it is.
+
+    Raises:
+      InputError: a damaged row, or a cell with two rows.
+    """
+    path = Path(workdir) / ROWS
+    return list(_by_cell(path, row_file.read_rows(path, CellRow.from_json)).values())
+
+
+def _by_cell(path: Path, rows: Iterable[CellRow]) -> dict[str, CellRow]:
+    by_cell: dict[str, CellRow] = {}
+    for number, row in enumerate(rows, 1):
+        if row.cell_id in by_cell:
+            raise InputError(f"{path}, line {number}: second row of cell {row.cell_id}; delete one of them")
+        by_cell[row.cell_id] = row
+    return by_cell
+
+
+def read_predictions(workdir: str | Path, row: CellRow) -> list[dict[str, Any]]:
+    """Predictions of a row's cell.
+
+    Raises:
+      InputError: no such file, or not what the cell wrote.
+    """
+    folder = Path(workdir)
+    path = folder / f"predictions/{row.cell_id}.jsonl"
+    remedy = f"delete the row of its cell in {folder / ROWS} to run it again"
+    if not path.exists():
+        raise InputError(f"{path}: no such file, though the cell has a row; {remedy}")
+    predictions = row_file.read_rows(path, remedy=remedy)
+    if len(predictions) != row.num_examples:
+        raise InputError(f"{path}: {len(predictions)} predictions of {row.num_examples} examples; {remedy}")
+    return predictions
