@@ -101,6 +101,7 @@ class InferenceSession:
         horizon: np.ndarray | None,
     ) -> jax.Array:
         """Processes the prompts; returns final hidden states [B, T, D] (see `last_logits`)."""
+        self.engine.begin_batch()
         visual = None if deepstack is None else (deepstack, batch.image_index)
         return self._step("prefill", sequences, x, batch.positions, batch.lengths, horizon, visual)
 
@@ -152,7 +153,7 @@ class InferenceSession:
                 if record.speculative is not None:
                     record.speculative[:, :, moe_layer] = 0 if speculated is None else np.asarray(speculated)
                     speculated = self._speculate(layer, h)
-                x = self._experts(moe_layer, h, y, chosen, weights, probs, record.needed[moe_layer], sample)
+                x = self._experts(moe_layer, layer, h, y, chosen, weights, probs, record.needed[moe_layer], sample)
                 moe_layer += 1
             if visual is not None and visual[1] is not None and layer < visual[0].shape[0]:
                 x = self.stages.add_deepstack(x, visual[0][layer], visual[1])
@@ -165,6 +166,7 @@ class InferenceSession:
     def _experts(
         self,
         layer: int,
+        decoder_layer: int,
         h: jax.Array,
         y: jax.Array,
         chosen: np.ndarray,
@@ -176,20 +178,29 @@ class InferenceSession:
         batch, length, top_k = chosen.shape
         tokens = batch * length
         ids = chosen.reshape(tokens, top_k)
-        needed[np.unique(ids[ids >= 0])] = True
+        counts_E = np.bincount(ids[ids >= 0], minlength=self.engine.store.num_experts).astype(np.int32)
+        np.greater(counts_E, 0, out=needed)
         mix: Any = weights
+        ahead = self._speculate(decoder_layer, h) if self.engine.watches_hidden else None
+        if ahead is not None:
+            self._spend("route_seconds", int((ids[:, 0] >= 0).sum()))
         if not self.miss_policy.lossless:
             usable = self.engine.usable(layer)
-            self.engine.note_lossy(layer, np.flatnonzero(needed).astype(np.int32), usable)
+            self.engine.note_lossy(layer, np.flatnonzero(needed).astype(np.int32), usable, counts_E)
             ids, mix = self.miss_policy.resolve(
                 ids, np.asarray(mix).reshape(ids.shape), np.asarray(probs).reshape(tokens, -1), usable
             )
         rows = expert_rows(ids, self.engine.store.num_experts)
         out = self.stages.empty_output(tokens, top_k)
-        for experts, buffers in self.engine.rounds(layer, rows.needed):
+        for experts, buffers in self.engine.rounds(layer, rows.needed, counts_E):
             for positions, group in rows.groups(experts):
                 out = self.stages.run_experts(out, y, group, [buffers[p] for p in positions])
+            if ahead is not None:
+                self._observe_next(layer, ahead, chosen)
+                ahead = None
             self._spend("experts_seconds", [int(rows.counts[e]) for e in experts])
+        if ahead is not None:
+            self._observe_next(layer, ahead, chosen)
         if sample:
             self.peak_device_bytes = max(self.peak_device_bytes, bytes_in_use())
         return self.stages.combine(h, out, mix)
@@ -219,6 +230,15 @@ class InferenceSession:
     def _speculate(self, layer: int, h: jax.Array) -> jax.Array | None:
         following = [n for n in self.stages.moe_layers if n > layer]
         return self.stages.next_router(following[0], h) if following else None
+
+    def _observe_next(self, layer: int, ahead: jax.Array, chosen: np.ndarray) -> None:
+        """Tells the engine once what the next MoE layer's router says of this hidden state: probabilities [B, T, E].
+
+        After the running layer has asked, so that its misses travel first, and after its first experts have been
+        dispatched, so that reading the answer holds up nobody.
+        """
+        valid_BT = chosen[:, :, 0] >= 0
+        self.engine.observe_hidden(layer + 1, np.asarray(ahead)[valid_BT], chosen.shape[-1])
 
     def _spend(self, cost: str, amount: Any) -> None:
         if self.costs is not None:

@@ -11,8 +11,8 @@ The words, exactly:
 - The experts of the running layer-step that are not yet computed are *pinned*: never victims. Computed ones may go at
   once, so that any number of slots from one up serves any number of experts.
 - A *correction* is a miss of a lossless layer-step that the forecast in force had not called for (probability below
-  one half): a misprediction repaired at run time. A miss that was foreseen but found no time or slot is none, and
-  policies without a forecast have none.
+  one half; of a forecast from hidden states: no token's top k had it): a misprediction repaired at run time. A miss
+  that was foreseen but found no time or slot is none, and policies without a forecast have none.
 - A *prefetch* is pulled from the policy when the link is free, and its victim chosen then; if the policy would rather
   keep what it has, nothing travels. A transfer occupies its slot from its start: bytes on the device never exceed
   slots * expert_bytes, transfers in flight included.
@@ -32,6 +32,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.offload.balance import Balance
@@ -39,8 +40,7 @@ from expertflow_jax.offload.clock import Clock, VirtualClock, bookkeeping
 from expertflow_jax.offload.link import LinkSpec, Transfer, TransferLink, VirtualLink
 from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.offload.policies.base import CachePolicy
-from expertflow_jax.offload.policies.cache_moe import split_evenly
-from expertflow_jax.offload.slots import EMPTY, READY, SlotPool
+from expertflow_jax.offload.slots import READY, SlotPool
 from expertflow_jax.offload.store import HostTier
 from expertflow_jax.offload.worker import RealLink
 
@@ -65,7 +65,7 @@ class ExpertCacheEngine:
         self,
         store: HostTier,
         num_slots: int,
-        policy: CachePolicy | str,
+        policy: CachePolicy | type[CachePolicy] | str,
         link: LinkSpec | str = "direct",
         clock: Clock | None = None,
         window: int | None = None,
@@ -75,7 +75,7 @@ class ExpertCacheEngine:
         Args:
           store: an `ExpertStore`, or `ExpertSizes` to simulate without weights.
           num_slots: S; more than there are experts is the same as all of them.
-          policy: an instance nobody else uses, or a name.
+          policy: an instance nobody else uses, a class, a name or "package.module:Class" (see `make_policy`).
           link: see `LinkSpec.parse`.
           clock: a new virtual one by default.
           window: transfers under way at most; the link's own default if None.
@@ -89,8 +89,11 @@ class ExpertCacheEngine:
         self.store = store
         self.num_slots = min(num_slots, store.num_layers * store.num_experts)
         self.clock = clock or VirtualClock()
-        self.policy = make_policy(policy) if isinstance(policy, str) else policy
-        self.pool = SlotPool(self.num_slots, store.num_layers, store.num_experts, store.expert_bytes)
+        self.policy = make_policy(policy)
+        # On CPU a slot is overwritten in place, and the write itself waits for whoever still reads it.
+        self._reads_last = not self.clock.virtual and jax.default_backend() != "cpu"
+        sizes = (store.num_layers, store.num_experts, store.expert_bytes)
+        self.pool = SlotPool(self.num_slots, *sizes, reuses_at_once=not self._reads_last)
         self.policy.attach(self.pool)
         self._changed = threading.Condition(threading.RLock())
         self._link = self._make_link(LinkSpec.parse(link), window)
@@ -106,9 +109,6 @@ class ExpertCacheEngine:
         self._mispredicted: list[int] = []  # the running layer-step's corrections
         self._tick = 0
         self._balance = Balance()
-        # On CPU a slot is overwritten in place, and the write itself waits for whoever still reads it.
-        self._reads_last = not self.clock.virtual and jax.default_backend() != "cpu"
-        self.policy.reuses_at_once = not self._reads_last
         self._counts = dict.fromkeys(_COUNTS, 0)
         self.reset_stats()
         self._link.attach(self)
@@ -120,8 +120,13 @@ class ExpertCacheEngine:
 
     @property
     def forecasts(self) -> bool:
-        """Whether a forecast is of use: the policy reads it, and not every expert is in its slot."""
-        return self.policy.uses_forecast and self._scarce
+        """Whether a horizon is of use: the policy reads it, and not every expert is in its slot."""
+        return self._scarce and self.policy.forecast in ("predictor", "truth")
+
+    @property
+    def watches_hidden(self) -> bool:
+        """Whether `observe_hidden` is of use: the policy asks for it, and not every expert is in its slot."""
+        return self._scarce and self.policy.forecast == "hidden"
 
     @property
     def _scarce(self) -> bool:
@@ -129,8 +134,12 @@ class ExpertCacheEngine:
         return self.pool.num_empty > 0 or self.num_slots < len(self.pool.slot_of)
 
     def warm_up(self) -> None:
-        """Fills the slots before timing starts, the same way for every policy: experts in index order, spread evenly
-        over the layers. Forgets what was there and what the policy had learnt; takes no time on the clock.
+        """Fills the slots before timing starts as the policy says (`CachePolicy.initial_keys`; by default experts in
+        index order, spread evenly over the layers). Forgets what was there and what the policy had learnt; takes no
+        time on the clock.
+
+        Raises:
+          RuntimeError: the policy wants an expert outside its home, or one twice.
         """
         with self._changed:
             self._link.drain()
@@ -144,35 +153,44 @@ class ExpertCacheEngine:
             self.store.reset()
             self._tick = 0
             self._balance.forget()
-            share = split_evenly(self.num_slots, self.store.num_layers)
-            for layer, slots in enumerate(share):
-                for expert, slot in enumerate(range(slots.start, slots.stop)):
-                    if self.pool.state[slot] != EMPTY or expert >= self.store.num_experts:
-                        continue
-                    key = layer * self.store.num_experts + expert
-                    self.pool.reserve(slot, key, 0)
-                    buffer = self.pool.write(slot, self.store.source(key))
-                    if buffer is not None:  # the store may let go of an expert only when it has travelled
-                        jax.block_until_ready(buffer)
-                    self.pool.publish(slot, int(self.pool.generation[slot]))
             self.policy.attach(self.pool)
+            for slot, key in enumerate(self.policy.initial_keys().tolist()):
+                if key >= 0:
+                    self._fill(slot, key)
+
+    def _fill(self, slot: int, key: int) -> None:
+        """Puts an expert into an empty slot without the link."""
+        home = self.policy.home(key // self.store.num_experts)
+        if self.pool.slot_of[key] >= 0 or not home.start <= slot < home.stop:
+            raise RuntimeError(
+                f"policy {self.policy.name}: initial_keys gives slot {slot} to expert key {key}, which "
+                f"has one already or belongs to slots {home.start} to {home.stop - 1}"
+            )
+        self.pool.reserve(slot, key, 0)
+        buffer = self.pool.write(slot, self.store.source(key))
+        if buffer is not None:  # the store may let go of an expert only when it has travelled
+            jax.block_until_ready(buffer)
+        self.pool.publish(slot, int(self.pool.generation[slot]))
+        self.policy.moved(key, -1)
+
+    def begin_batch(self) -> None:
+        """A batch of sequences begins: the next step is its first."""
+        with self._changed:
+            if self._scarce:
+                self.policy.begin_batch()
 
     @bookkeeping
-    def begin_step(self, horizon: np.ndarray | None) -> None:
+    def begin_step(self, horizon: Float[np.ndarray, "H L E"] | None) -> None:
         """A step begins.
 
         Args:
-          horizon: float32 [H, L, E], probability that this step (row 0) and the following ones use each expert (exact
-            zeros and ones for the oracle); None if nobody forecasts.
+          horizon: float32, probability that this step (row 0) and the following ones use each expert (exact zeros and
+            ones for the oracle); None if nobody forecasts, or not yet (see `update_horizon`).
 
         Raises:
           InputError: the horizon does not fit the model.
         """
-        if horizon is not None:
-            horizon = np.asarray(horizon)
-            shape = (self.store.num_layers, self.store.num_experts)
-            if horizon.ndim != 3 or horizon.shape[1:] != shape or len(horizon) == 0:
-                raise InputError(f"horizon {horizon.shape}: expected [H, {shape[0]}, {shape[1]}] with H >= 1")
+        horizon = self._checked(horizon) if horizon is not None else None
         with self._changed:
             self._link.pump(changed=False)
             self._next_layer()
@@ -185,6 +203,28 @@ class ExpertCacheEngine:
                 self.policy.begin_step(horizon if self.forecasts else None)
             self._link.pump(changed=True)
 
+    @bookkeeping
+    def update_horizon(self, horizon: Float[np.ndarray, "H L E"]) -> None:
+        """A better forecast within a step, as `begin_step` takes it; row 0 says nothing new of layers that have asked.
+
+        Raises:
+          InputError: the horizon does not fit the model.
+        """
+        horizon = self._checked(horizon)
+        with self._changed:
+            self._link.pump(changed=False)
+            if self.forecasts:
+                self._called_for = (horizon[0] >= CALLED_FOR).reshape(-1)
+                self.policy.update_horizon(horizon)
+            self._link.pump(changed=True)
+
+    def _checked(self, horizon: np.ndarray) -> np.ndarray:
+        horizon = np.asarray(horizon)
+        shape = (self.store.num_layers, self.store.num_experts)
+        if horizon.ndim != 3 or horizon.shape[1:] != shape or len(horizon) == 0:
+            raise InputError(f"horizon {horizon.shape}: expected [H, {shape[0]}, {shape[1]}] with H >= 1")
+        return horizon
+
     def _weigh(self) -> None:
         """Tells the policy how compute and transfers stand to each other."""
         balance, spec = self._balance, self._link.spec
@@ -194,8 +234,7 @@ class ExpertCacheEngine:
         else:
             moved = sum(self._counts[kind] for kind in ("urgent_transfers", "prefetches", "background_transfers"))
             transfer = (self._link.busy_seconds - self._link_seconds_before) / max(moved, 1)
-        self.policy.working = balance.working
-        self.policy.hidden = balance.layer_seconds / transfer if transfer > 0 else float("inf")
+        self.policy.weigh(balance.working, balance.layer_seconds / transfer if transfer > 0 else float("inf"))
 
     def end_step(self) -> None:
         """The step's last layer has been dispatched."""
@@ -208,14 +247,26 @@ class ExpertCacheEngine:
             self._release()
             self._link.pump(changed=True)
 
-    def observe_hidden(self, layer: int, router_probs: np.ndarray) -> None:
-        """Passes on what the router of MoE layer `layer`, still ahead, says of the present hidden state [N, E]."""
+    @bookkeeping
+    def observe_hidden(self, layer: int, router_probs: Float[np.ndarray, "N E"], top_k: int) -> None:
+        """Passes on what the router of MoE layer `layer`, still ahead, says of the present hidden state of each token.
+
+        Of use if `watches_hidden`; call it once the running layer has asked, so that its misses travel first. What a
+        token's `top_k` likeliest experts are counts as called for.
+        """
         with self._changed:
             self._link.pump(changed=False)
-            self.policy.observe_hidden(layer, router_probs)
+            if self.watches_hidden:
+                num_layers, num_experts = self.store.num_layers, self.store.num_experts
+                if self._called_for is None:
+                    self._called_for = np.zeros(num_layers * num_experts, bool)
+                row_E = self._called_for[layer * num_experts : (layer + 1) * num_experts]
+                row_E[:] = False
+                row_E[np.argpartition(-router_probs, min(top_k, num_experts) - 1, axis=1)[:, :top_k]] = True
+                self.policy.observe_hidden(layer, router_probs, top_k)
             self._link.pump(changed=True)
 
-    def usable(self, layer: int) -> np.ndarray:
+    def usable(self, layer: int) -> Bool[np.ndarray, "E"]:
         """Experts of `layer` that have arrived, bool [E]; they stay until its rounds end or another layer begins."""
         num_experts = self.store.num_experts
         with self._changed:
@@ -227,13 +278,20 @@ class ExpertCacheEngine:
             self._pinning = True
         return arrived
 
-    def note_lossy(self, layer: int, requested: np.ndarray, usable: np.ndarray) -> None:
+    def note_lossy(
+        self,
+        layer: int,
+        requested: Int[np.ndarray, "n"],
+        usable: Bool[np.ndarray, "E"],
+        counts: Int[np.ndarray, "E"] | None = None,
+    ) -> None:
         """Counts a layer-step under a lossy miss policy and lets the missing experts come in the background.
 
         Args:
           layer: MoE layer index.
           requested: int32 [n], ascending: what the router chose.
           usable: what `usable(layer)` said.
+          counts: tokens of the step that chose each expert; 1 for each of `requested` where only the set is known.
         """
         keys = layer * self.store.num_experts + np.asarray(requested, np.int64)
         with self._changed:
@@ -242,13 +300,15 @@ class ExpertCacheEngine:
             self._asked = layer
             self.pool.last_used[self.pool.slot_of[keys[hit]]] = self._tick
             if self._scarce:
-                self.policy.observe(layer, requested)
+                self.policy.observe(layer, self._token_counts(requested, counts))
             self._background.update(dict.fromkeys(keys[self.pool.slot_of[keys] < 0].tolist()))
             while len(self._background) > self.num_slots:
                 del self._background[next(iter(self._background))]
             self._link.pump(changed=True)
 
-    def rounds(self, layer: int, experts: np.ndarray) -> Iterator[tuple[tuple[int, ...], tuple[Any, ...]]]:
+    def rounds(
+        self, layer: int, experts: Int[np.ndarray, "n"], counts: Int[np.ndarray, "E"] | None = None
+    ) -> Iterator[tuple[tuple[int, ...], tuple[Any, ...]]]:
         """Serves a layer-step: yields (experts, their device arrays) until every expert has been served once.
 
         Use a round's buffers (dispatch what reads them) before asking for the next round; afterwards their slots may
@@ -257,6 +317,7 @@ class ExpertCacheEngine:
         Args:
           layer: MoE layer index.
           experts: int32 [n], ascending, distinct.
+          counts: tokens of the step that chose each expert; 1 for each of `experts` where only the set is known.
 
         Raises:
           InputError: an expert was never loaded into the store.
@@ -264,7 +325,7 @@ class ExpertCacheEngine:
         """
         first, buffers = layer * self.store.num_experts, self.pool.buffers
         try:
-            keys, slots = self._ask(layer, first + np.asarray(experts, np.int64), experts)
+            keys, slots = self._ask(layer, first + np.asarray(experts, np.int64), experts, counts)
             while True:
                 if len(keys):
                     yield tuple((keys - first).tolist()), tuple([buffers[slot] for slot in slots.tolist()])
@@ -278,7 +339,9 @@ class ExpertCacheEngine:
             self._asked = -1
 
     @bookkeeping
-    def _ask(self, layer: int, keys: np.ndarray, experts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _ask(
+        self, layer: int, keys: np.ndarray, experts: np.ndarray, counts: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Counts and pins a layer-step's experts, sends for the missing ones; returns (keys, slots) that are here."""
         pool = self.pool
         with self._changed:
@@ -295,7 +358,7 @@ class ExpertCacheEngine:
                     self._mispredicted = missing[~self._called_for[missing]].tolist()
                     self._counts["corrections"] += len(self._mispredicted)
                 if self._scarce:
-                    self.policy.observe(layer, experts)
+                    self.policy.observe(layer, self._token_counts(experts, counts))
             pool.keep(slots)
             pool.last_used[slots] = self._tick
             self._pinning = True
@@ -305,6 +368,12 @@ class ExpertCacheEngine:
                 keys, slots = keys[here], slots[here]
             self._link.pump(changed=True)
             return keys, slots
+
+    def _token_counts(self, experts: np.ndarray, counts: np.ndarray | None) -> np.ndarray:
+        if counts is None:
+            counts = np.zeros(self.store.num_experts, np.int32)
+            counts[experts] = 1
+        return counts
 
     def _count(self, slots: np.ndarray, hit: np.ndarray) -> None:
         self._tick += 1

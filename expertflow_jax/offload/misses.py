@@ -10,24 +10,23 @@ only its residual stream.
 Axes: N tokens, K top-k, E experts.
 """
 
-import difflib
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
-from expertflow_jax.errors import InputError
+from expertflow_jax import names
 
 
-class MissPolicy(Protocol):
-    """How misses are met.
+class MissPolicy:
+    """How misses are met. To add one, subclass this; it can be named as "package.module:Class" at once.
 
     Attributes:
       name: as in configs and results.
       lossless: whether outputs equal the resident run's bit for bit.
     """
 
-    name: str
-    lossless: bool
+    name = ""
+    lossless = False
 
     def resolve(
         self, expert_ids: np.ndarray, weights: np.ndarray, router_probs: np.ndarray, usable: np.ndarray
@@ -43,6 +42,7 @@ class MissPolicy(Protocol):
         Returns:
           (expert_ids, weights) of the same shapes; ids of experts that do not run are -1 with weight 0.
         """
+        raise NotImplementedError(f"{type(self).__name__} does not say what runs instead")
 
 
 def _arrived(expert_ids: np.ndarray, usable: np.ndarray) -> np.ndarray:
@@ -57,7 +57,7 @@ def _rescale(weights: np.ndarray, parts: np.ndarray, changed: np.ndarray) -> np.
     return np.where(changed[:, None], parts * scale, weights).astype(weights.dtype)
 
 
-class Wait:
+class Wait(MissPolicy):
     """Lossless: compute waits for every expert that the router chose."""
 
     name = "wait"
@@ -69,7 +69,7 @@ class Wait:
         return expert_ids, weights
 
 
-class Drop:
+class Drop(MissPolicy):
     """Experts that have not arrived do not run; the others of the token take over their weight."""
 
     name = "drop"
@@ -84,7 +84,7 @@ class Drop:
         return ids, _rescale(weights, np.where(here, weights, 0), changed)
 
 
-class Substitute:
+class Substitute(MissPolicy):
     """A missing expert gives way to the arrived one that the router likes best and the token does not use
     yet.
 
@@ -126,15 +126,13 @@ class Substitute:
 MISS_POLICIES: dict[str, type[MissPolicy]] = {policy.name: policy for policy in (Wait, Drop, Substitute)}
 
 
-def make_miss_policy(name: str) -> MissPolicy:
-    """The miss policy of this name.
+def make_miss_policy(policy: str | type[MissPolicy] | MissPolicy, **options: Any) -> MissPolicy:
+    """A miss policy by name of `MISS_POLICIES`, by "package.module:Class", of a class, or an instance, passed on.
+
+    Args:
+      options: keyword arguments of the class; a name may carry them too, as in "my_module:DropWeak(below=0.5)".
 
     Raises:
-      InputError: there is none.
+      InputError: there is no such miss policy or module, it is no `MissPolicy`, or it does not take these options.
     """
-    if name not in MISS_POLICIES:
-        near = difflib.get_close_matches(name, MISS_POLICIES, n=1, cutoff=0.0)[0]
-        raise InputError(
-            f"miss policy {name!r} does not exist; did you mean {near!r}? Known: {', '.join(MISS_POLICIES)}"
-        )
-    return MISS_POLICIES[name]()
+    return names.make("miss policy", policy, MISS_POLICIES, MissPolicy, **options)

@@ -57,9 +57,13 @@ class SlotPool:
       unused_prefetch: bool [S + 1], prefetched and not requested since.
       buffers: S times the device arrays of one expert, None before first use.
       peak_bytes: most bytes that the slots have held at once.
+      reuses_at_once: an expert may be overwritten once what reads it has been dispatched.
     """
 
-    def __init__(self, num_slots: int, num_layers: int, num_experts: int, expert_bytes: int):
+    def __init__(
+        self, num_slots: int, num_layers: int, num_experts: int, expert_bytes: int, reuses_at_once: bool = True
+    ):
+        self.reuses_at_once = reuses_at_once
         self.num_slots = num_slots
         self.num_layers = num_layers
         self.num_experts = num_experts

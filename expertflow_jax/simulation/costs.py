@@ -48,6 +48,8 @@ class ComputeCosts:
       vision: per image patch.
       predictor: per token.
       recorded_on: device and date, for the record.
+      route: per token of the step, one router alone: what a policy costs that asks the next router. None where it was
+        not measured: then `attend`, which holds a router and more, stands for it.
     """
 
     attend: Line
@@ -57,9 +59,13 @@ class ComputeCosts:
     vision: Line
     predictor: Line
     recorded_on: str = ""
+    route: Line | None = None
 
     def attend_seconds(self, tokens: int) -> float:
         return self.attend(tokens)
+
+    def route_seconds(self, tokens: int) -> float:
+        return (self.route or self.attend)(tokens)
 
     def experts_seconds(self, rows: Sequence[int]) -> float:
         """Args: rows: rows of each expert of the round."""
@@ -75,7 +81,8 @@ class ComputeCosts:
         return self.predictor(tokens)
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        values = dataclasses.asdict(self)
+        return json.dumps({key: value for key, value in values.items() if value is not None}, indent=2) + "\n"
 
     @staticmethod
     def from_json(text: str, where: str = "compute costs") -> "ComputeCosts":
@@ -88,7 +95,7 @@ class ComputeCosts:
             lines = {
                 field.name: Line(**{k: float(v) for k, v in values[field.name].items()})
                 for field in dataclasses.fields(ComputeCosts)
-                if field.type is Line or field.type == "Line"
+                if field.type is Line or (field.name == "route" and "route" in values)
             }
             costs = ComputeCosts(**{**values, **lines, "per_expert": float(values["per_expert"])})
         except (ValueError, KeyError, TypeError, AttributeError) as error:

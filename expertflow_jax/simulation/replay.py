@@ -22,11 +22,16 @@ class ReplayStep:
       tokens: how many tokens it processed.
       rows: int [L, E], rows (token, choice) of every expert; zero where it was not used.
       horizon: float32 [H, L, E] forecast in force, or None.
+      begins: whether a batch of sequences begins with it.
+      hidden_probs: float32 [L, tokens, E], what each layer's router said of the hidden state of the MoE layer before it
+        (the first layer's row is not read); None if that was not recorded.
     """
 
     tokens: int
     rows: np.ndarray
     horizon: np.ndarray | None = None
+    begins: bool = False
+    hidden_probs: np.ndarray | None = None
 
     @property
     def needed(self) -> np.ndarray:
@@ -54,16 +59,44 @@ def replay(
       costs: what attention, experts and predictor take.
       on_round: sees (layer, experts, buffers) of every round.
     """
-    clock = engine.clock
     for step in steps:
-        if step.horizon is not None and engine.forecasts:
-            clock.spend(costs.predictor_seconds(step.tokens), "predictor")
-        engine.begin_step(step.horizon)
-        for layer, rows in enumerate(step.rows):
-            clock.spend(costs.attend_seconds(step.tokens), "compute")
-            for experts, buffers in engine.rounds(layer, np.flatnonzero(rows).astype(np.int32)):
-                if on_round is not None:
-                    on_round(layer, experts, buffers)
-                clock.spend(costs.experts_seconds([int(rows[e]) for e in experts]), "compute")
-        engine.end_step()
+        replay_step(engine, step, costs, on_round)
     return engine.stats()
+
+
+def replay_step(
+    engine: ExpertCacheEngine,
+    step: ReplayStep,
+    costs: ComputeCosts,
+    on_round: Callable[[int, tuple[int, ...], tuple[Any, ...]], None] | None = None,
+) -> None:
+    """Runs one step; see `replay`."""
+    clock = engine.clock
+    if step.begins:
+        engine.begin_batch()
+    if step.horizon is not None and engine.forecasts:
+        clock.spend(costs.predictor_seconds(step.tokens), "predictor")
+    engine.begin_step(step.horizon)
+    for layer, rows_E in enumerate(step.rows):
+        clock.spend(costs.attend_seconds(step.tokens), "compute")
+        watched = step.hidden_probs is not None and layer + 1 < len(step.rows) and engine.watches_hidden
+        if watched:
+            clock.spend(costs.route_seconds(step.tokens), "compute")
+        experts = np.flatnonzero(rows_E).astype(np.int32)
+        for group, buffers in engine.rounds(layer, experts, rows_E):
+            if on_round is not None:
+                on_round(layer, group, buffers)
+            if watched:
+                _observe_next(engine, step, layer)
+                watched = False
+            clock.spend(costs.experts_seconds([int(rows_E[e]) for e in group]), "compute")
+        if watched:
+            _observe_next(engine, step, layer)
+    engine.end_step()
+
+
+def _observe_next(engine: ExpertCacheEngine, step: ReplayStep, layer: int) -> None:
+    """Once the running layer has asked: what the next one's router says of its hidden state."""
+    assert step.hidden_probs is not None
+    top_k = max(1, int(step.rows[layer].sum()) // max(step.tokens, 1))
+    engine.observe_hidden(layer + 1, step.hidden_probs[layer + 1], top_k)

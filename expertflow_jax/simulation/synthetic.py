@@ -51,7 +51,7 @@ def synthetic_steps(
     steps = []
     for _ in range(batches):
         topic = random.integers(topics, size=batch_size)
-        for length in [prompt_tokens] * (prompt_tokens > 0) + [1] * decode_steps:
+        for place, length in enumerate([prompt_tokens] * (prompt_tokens > 0) + [1] * decode_steps):
             kind = random.integers(KINDS, size=(batch_size, length))
             logits = popularity + of_topic[topic][:, None] + of_kind[kind]
             logits = logits + random.gumbel(size=logits.shape)
@@ -59,7 +59,7 @@ def synthetic_steps(
             rows = np.zeros(shape, np.int64)
             layers = np.broadcast_to(np.arange(num_layers)[:, None], chosen.shape)
             np.add.at(rows, (layers, chosen), 1)
-            steps.append(ReplayStep(batch_size * length, rows))
+            steps.append(ReplayStep(batch_size * length, rows, begins=place == 0))
     return steps
 
 

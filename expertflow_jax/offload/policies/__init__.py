@@ -1,8 +1,8 @@
 """The cache policies under study, by name. See `base.py` for how to add one."""
 
-import difflib
+from typing import Any
 
-from expertflow_jax.errors import InputError
+from expertflow_jax import names
 from expertflow_jax.offload.policies.base import CachePolicy
 from expertflow_jax.offload.policies.cache_moe import CacheMoE
 from expertflow_jax.offload.policies.expertflow import ExpertFlow
@@ -15,13 +15,15 @@ POLICIES: dict[str, type[CachePolicy]] = {
 }
 
 
-def make_policy(name: str) -> CachePolicy:
-    """A new policy of this name.
+def make_policy(policy: str | type[CachePolicy] | CachePolicy, **options: Any) -> CachePolicy:
+    """A cache policy ready for an engine of its own.
+
+    Args:
+      policy: a name of `POLICIES`, with options if wanted: "expertflow(gain=1.2)"; "package.module:Class"; a subclass
+        of `CachePolicy`; or an instance, which is passed on.
+      options: keyword arguments of the class.
 
     Raises:
-      InputError: there is no such policy.
+      InputError: there is no such policy or module, it is no `CachePolicy`, or it does not take these options.
     """
-    if name not in POLICIES:
-        near = difflib.get_close_matches(name, POLICIES, n=1, cutoff=0.0)[0]
-        raise InputError(f"policy {name!r} does not exist; did you mean {near!r}? Known: {', '.join(POLICIES)}")
-    return POLICIES[name]()
+    return names.make("policy", policy, POLICIES, CachePolicy, **options)

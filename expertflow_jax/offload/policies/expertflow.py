@@ -49,7 +49,7 @@ class ExpertFlow(CachePolicy):
 
     name = "expertflow"
     prefetches = True
-    uses_forecast = True
+    forecast = "predictor"
 
     def attach(self, slots: SlotPool) -> None:
         super().attach(slots)
@@ -71,28 +71,41 @@ class ExpertFlow(CachePolicy):
         self.begin_step(None)
 
     def begin_step(self, horizon: np.ndarray | None) -> None:
-        uses = self._frequency[None] if horizon is None else horizon.astype(np.float32)
+        self._layer = -1  # the last one that has asked
+        self._asked: list[int] = []
+        self._least_chance = next(chance for working, chance in LIKELY if self.working >= working)
+        self._foresee(self._frequency[None] if horizon is None else horizon.astype(np.float32))
+
+    def update_horizon(self, horizon: np.ndarray) -> None:
+        self._foresee(horizon.astype(np.float32))
+
+    def _foresee(self, uses: np.ndarray) -> None:
         # P(first used in each step), P(not used at all); also from the next step on, for layers passed by
         self._first, never = _first_uses(uses)
         self._first_later, self._never_later = _first_uses(uses[1:])
         self._later = never * self._frequency
-        self._least_chance = next(chance for working, chance in LIKELY if self.working >= working)
+        for layer in self._asked:
+            self._pass(layer)
         self._likely = self._first.max(0) >= self._least_chance
         distance = np.arange(len(uses) * self.num_layers + 1, dtype=np.float32)
         self._weight = np.where(distance > 0, 1 / np.maximum(distance, 1), 0)
-        self._layer = -1  # the last one that has asked
         self._reopen()
         self._all_changed = True
 
-    def observe(self, layer: int, experts: np.ndarray) -> None:
-        frequency, step = self._frequency[layer], self._product[layer]
-        np.negative(frequency, out=step)
-        step[experts] += 1.0
-        step *= MEMORY
-        frequency += step
+    def _pass(self, layer: int) -> None:
+        """The layer has asked in this step: it is used again in the next one at the earliest."""
         self._first[0, layer] = 0.0
         self._first[1:, layer] = self._first_later[:, layer]
-        np.multiply(self._never_later[layer], frequency, out=self._later[layer])
+        np.multiply(self._never_later[layer], self._frequency[layer], out=self._later[layer])
+
+    def observe(self, layer: int, counts: np.ndarray) -> None:
+        frequency, step = self._frequency[layer], self._product[layer]
+        np.negative(frequency, out=step)
+        step += counts > 0
+        step *= MEMORY
+        frequency += step
+        self._asked.append(layer)
+        self._pass(layer)
         self._likely[layer] = self._first[:, layer].max(0) >= self._least_chance
         self._reopen()
         if layer != self._layer + 1:
@@ -157,7 +170,7 @@ class ExpertFlow(CachePolicy):
             return -1
         starved = self.working < STARVED
         if urgent:
-            if starved and self.reuses_at_once and self._least_running() < lowest:
+            if starved and self.slots.reuses_at_once and self._least_running() < lowest:
                 return -1
         else:
             layer, expert = divmod(key, self.num_experts)

@@ -22,25 +22,33 @@ class Oracle(CachePolicy):
 
     name = "oracle"
     prefetches = True
-    uses_forecast = True
+    forecast = "truth"
 
     def attach(self, slots: SlotPool) -> None:
         super().attach(slots)
         self.begin_step(None)
 
     def begin_step(self, horizon: np.ndarray | None) -> None:
-        shape = (self.num_layers, self.num_experts)
-        used = np.zeros((1, *shape), bool) if horizon is None else np.asarray(horizon) > 0.5
-        layers = np.arange(self.num_layers, dtype=np.int32)[:, None]
-        following = np.full(shape, NEVER, np.int32)
-        for h in range(len(used) - 1, 0, -1):
-            following = np.where(used[h], h * self.num_layers + layers, following)
-        self._following = following
-        self._next_use = np.where(used[0], layers, following).reshape(-1)
+        self._asked_L = np.zeros(self.num_layers, bool)
+        self._foresee(np.zeros((1, self.num_layers, self.num_experts)) if horizon is None else horizon)
 
-    def observe(self, layer: int, experts: np.ndarray) -> None:
+    def update_horizon(self, horizon: np.ndarray) -> None:
+        self._foresee(horizon)
+
+    def _foresee(self, horizon: np.ndarray) -> None:
+        used_HLE = np.asarray(horizon) > 0.5
+        layers = np.arange(self.num_layers, dtype=np.int32)[:, None]
+        following_LE = np.full(used_HLE.shape[1:], NEVER, np.int32)
+        for h in range(len(used_HLE) - 1, 0, -1):
+            following_LE = np.where(used_HLE[h], h * self.num_layers + layers, following_LE)
+        self._following = following_LE
+        ahead_LE = used_HLE[0] & ~self._asked_L[:, None]
+        self._next_use = np.where(ahead_LE, layers, following_LE).reshape(-1)
+
+    def observe(self, layer: int, counts: np.ndarray) -> None:
         row = slice(layer * self.num_experts, (layer + 1) * self.num_experts)
         self._next_use[row] = self._following[layer]
+        self._asked_L[layer] = True
 
     def next_prefetch(self) -> int:
         absent = np.where(self.slots.slot_of < 0, self._next_use, NEVER)
