@@ -27,7 +27,7 @@ from expertflow_jax.offload.clock import RealClock
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.misses import make_miss_policy
 from expertflow_jax.offload.policies import make_policy
-from expertflow_jax.predictor import Predictor
+from expertflow_jax.predictor import Predictor, load_predictor
 from expertflow_jax.processing import end_token_ids
 from expertflow_jax.processing.batching import Prompt, PromptBatch, behind_encoder, pad_prompts
 from expertflow_jax.routing.trace import RoutingTrace
@@ -120,7 +120,7 @@ class OffloadedModel:
         model = load_model(path_or_hub_id, dtype, expert_dtype=expert_dtype, host_memory_budget=host_memory_budget)
         forecaster = None
         if predictor is not None:
-            forecaster = Predictor.load(locate(predictor, "predictor"), expect_fingerprint=model.fingerprint)
+            forecaster = load_predictor(locate(predictor, "predictor"), expect_fingerprint=model.fingerprint)
         pin_experts(model.store, None if forecaster is None else forecaster.popularity)
         size, plan = plan_service(
             ModelSizes.of(model),
