@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from expertflow_jax.checkpoints.files import read_json
 from expertflow_jax.errors import InputError
 from expertflow_jax.models.aria_config import VISION_DEFAULTS
 from expertflow_jax.processing.content import split_pictures
 from expertflow_jax.processing.images import ImageProcessor
 from expertflow_jax.processing.padded_images import PaddedImageProcessor
-from expertflow_jax.processing.templates import compile_template
+from expertflow_jax.processing.templates import ChatTemplate, find_template
+from expertflow_jax.processing.tokens import load_tokenizer, one_line, read_optional
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Processor:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        template: str | None,
+        template: ChatTemplate | None,
         images: ImageProcessor | PaddedImageProcessor | None,
         image_token: str | None,
         eos_token_ids: tuple[int, ...],
@@ -59,36 +59,26 @@ class Processor:
         self._image_token = image_token
         self._special_tokens = dict(special_tokens)
         self._where = where
-        self._template = None if template is None else compile_template(template, where)
+        self._template = template
 
     @classmethod
     def from_directory(cls, path: str | Path) -> "Processor":
         """Reads tokenizer.json and, where present, the chat template, preprocessor and generation config.
 
         Raises:
-          InputError: tokenizer.json is missing or damaged, or a config lacks a key.
+          InputError: tokenizer.json is missing or damaged, or another file of these has a value that is none.
         """
         path = Path(path)
-        file = path / "tokenizer.json"
-        if not file.is_file():
-            raise InputError(f"{file}: no such file; a checkpoint needs it for text")
-        try:
-            tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises plain Exception
-            raise InputError(f"{file}: damaged ({error}); download it again") from error
-        settings = _optional(path / "tokenizer_config.json")
-        config = _optional(path / "config.json")
+        tokenizer, special = load_tokenizer(path)
+        config = read_optional(path / "config.json")
         images = _image_processor(path, config)
         image_token = None
         if (token_id := config.get("image_token_id", config.get("image_token_index"))) is not None:
-            image_token = tokenizer.id_to_token(int(token_id))
-        special = {
-            key: value["content"] if isinstance(value, dict) else value
-            for key, value in settings.items()
-            if key.endswith("_token") and isinstance(value, str | dict)
-        }
+            if not isinstance(token_id, int) or not 0 <= token_id < 2**31:
+                raise InputError(f"{path / 'config.json'}: image_token_id is {str(token_id)[:60]}; want a token's id")
+            image_token = tokenizer.id_to_token(token_id)
         ends = end_token_ids(path, tokenizer, special.get("eos_token"))
-        template = _template(path, settings)
+        template = find_template(path, read_optional(path / "tokenizer_config.json"))
         return cls(tokenizer, template, images, image_token, ends, special, str(path))
 
     @property
@@ -113,12 +103,7 @@ class Processor:
         _check_form(messages, "messages")
         if self._template is None:
             raise InputError(f"{self._where}: no chat template; pass plain prompts instead of messages")
-        try:
-            return self._template.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **self._special_tokens
-            )
-        except Exception as error:  # the template is the checkpoint's, and may fail in any way
-            raise InputError(f"{self._where}: the chat template refuses these messages: {error}") from error
+        return self._template.render(messages, self._special_tokens, add_generation_prompt)
 
     def encode(self, text: str, images: Sequence[Any] = (), add_special_tokens: bool = True) -> Inputs:
         """Token ids, and patches of the images, whose placeholders in the text are expanded in order.
@@ -150,7 +135,10 @@ class Processor:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
     def _ids(self, text: str, add_special_tokens: bool) -> np.ndarray:
-        return np.array(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids, np.int32)
+        try:
+            return np.array(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids, np.int32)
+        except Exception as error:  # the library raises plain Exception; half a surrogate pair is no text to it
+            raise InputError(f"{self._where}: the tokenizer cannot read the text ({one_line(error)})") from error
 
 
 def check_messages(messages: Any, where: str) -> None:
@@ -177,18 +165,14 @@ def _is_content(message: Mapping[str, Any]) -> bool:
     return isinstance(content, str) or (content is None and bool(message.get("tool_calls")))
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
 def _image_processor(path: Path, config: Mapping[str, Any]) -> ImageProcessor | PaddedImageProcessor | None:
     """preprocessor_config.json, or its place in the processor_config.json that transformers 5 writes.
 
     Args:
       config: config.json; the vision tower's patch size is there alone.
     """
-    file, other = path / "preprocessor_config.json", _optional(path / "processor_config.json")
-    values = _optional(file)
+    file, other = path / "preprocessor_config.json", read_optional(path / "processor_config.json")
+    values = read_optional(file)
     if not values:
         file = path / "processor_config.json"
         values = other.get("image_processor", {})
@@ -199,24 +183,16 @@ def _image_processor(path: Path, config: Mapping[str, Any]) -> ImageProcessor | 
     return ImageProcessor.from_config(values, str(file)) if values else None
 
 
-def _template(path: Path, settings: Mapping[str, Any]) -> str | None:
-    if (path / "chat_template.jinja").is_file():
-        try:
-            return (path / "chat_template.jinja").read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path / 'chat_template.jinja'}: not UTF-8 text ({error}); download it again") from error
-    found = _optional(path / "chat_template.json").get("chat_template", settings.get("chat_template"))
-    if isinstance(found, list):  # several named templates
-        found = {entry["name"]: entry["template"] for entry in found}.get("default")
-    return found
-
-
 def end_token_ids(path: Path, tokenizer: Tokenizer | None = None, eos_token: str | None = None) -> tuple[int, ...]:
     """Tokens that end an answer: by generation_config.json or config.json, where transformers looks, else the
     tokenizer's."""
-    config = _optional(path / "config.json")
+    config = read_optional(path / "config.json")
     section = config.get("text_config")
-    for values in (_optional(path / "generation_config.json"), config, section if isinstance(section, dict) else {}):
+    for values in (
+        read_optional(path / "generation_config.json"),
+        config,
+        section if isinstance(section, dict) else {},
+    ):
         found = values.get("eos_token_id")
         ids = found if isinstance(found, list) else [found]
         if found is not None and all(isinstance(i, int) for i in ids):

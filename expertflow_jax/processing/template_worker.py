@@ -1,0 +1,161 @@
+"""Renders chat templates in a process of its own, under limits of memory and time (run as a script by `rendering`).
+
+A template is a program of the checkpoint's: jinja's sandbox keeps it from files and from Python's inside, but not from
+making `'a' * 10**10` or loops without end. Each request and each answer is a JSON text behind its length in 8 bytes.
+This file imports nothing of the package, so that the process is small and starts at once.
+"""
+
+import datetime
+import json
+import math
+import struct
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import jinja2
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+MEMORY = 512 << 20  # bytes
+SECONDS = 2  # of processor time for one prompt
+CHARACTERS = 8_000_000  # of one prompt; no context holds so many
+
+
+def environment() -> ImmutableSandboxedEnvironment:
+    """Jinja as transformers sets it up for chat templates."""
+    made = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
+    )
+    made.filters["tojson"] = _to_json
+    made.globals |= {"raise_exception": _refuse, "strftime_now": _now, "dict": _Dict(), "namespace": _Namespace}
+    return made
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what the assistant wrote, for training; the text within is rendered as it is."""
+
+    tags = {"generation"}  # noqa: RUF012 (as jinja declares it)
+
+    def parse(self, parser: Any) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_text"), [], [], body).set_lineno(line)
+
+    def _text(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+class _Dict:
+    """The type `dict` without its attributes."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+class _Namespace(Namespace):
+    """Holds no name with an underscore first."""
+
+    def __init__(*args: Any, **kwargs: Any):  # an attribute may be called self
+        attributes = dict(*args[1:], **kwargs)
+        for name in attributes:
+            _check_name(name)
+        Namespace.__init__(args[0], attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace holds no name with an underscore first, such as {name!r}")
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own filter escapes HTML, which models never saw."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
+
+
+def _rendered(templates: dict[str, jinja2.Template], source: str, variables: dict[str, Any]) -> dict[str, str]:
+    """{"text": ...}, or what went wrong: {"refused": ...}."""
+    try:
+        if source not in templates:
+            templates.clear()  # one checkpoint is used at a time
+            templates[source] = environment().from_string(source)
+        text = templates[source].render(**variables)
+        if len(text) > CHARACTERS:
+            return {"refused": f"it writes {len(text):,} characters, more than {CHARACTERS:,}"}
+        return {"text": text}
+    except MemoryError:
+        return {"refused": f"it needs more than {MEMORY >> 20} MiB of memory", "end": "true"}
+    except RecursionError:
+        return {"refused": "it is nested too deeply"}
+    except Exception as error:  # the template is the checkpoint's, and may fail in any way
+        return {"refused": str(error)[:2000] or type(error).__name__}
+
+
+def read_frame(stream: BinaryIO) -> bytes | None:
+    """The next text, None at the end of the stream."""
+    head = stream.read(8)
+    if len(head) < 8:
+        return None
+    (length,) = struct.unpack("<Q", head)
+    body = stream.read(length)
+    return body if len(body) == length else None
+
+
+def frame(body: bytes) -> bytes:
+    """A text behind its length."""
+    return struct.pack("<Q", len(body)) + body
+
+
+def main() -> None:
+    """Answers requests until there are no more."""
+    try:
+        import resource
+    except ImportError:  # Windows, where only the other side's clock limits
+        resource = None  # type: ignore[assignment]
+    if resource is not None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    templates: dict[str, jinja2.Template] = {}
+    while (request := read_frame(sys.stdin.buffer)) is not None:
+        if resource is not None:
+            _, most = resource.getrlimit(resource.RLIMIT_CPU)
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + SECONDS, most))
+        try:
+            answer = _rendered(templates, *json.loads(request))
+            body = json.dumps(answer).encode()
+        except MemoryError:
+            answer = {"refused": f"it needs more than {MEMORY >> 20} MiB of memory", "end": "true"}
+            body = json.dumps(answer).encode()
+        sys.stdout.buffer.write(frame(body))
+        sys.stdout.buffer.flush()
+        if "end" in answer:  # what it holds would be missing for the next
+            return
+
+
+if __name__ == "__main__":
+    main()
