@@ -18,6 +18,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.seeds = (0, 1, 2)
     config.bootstrap_samples = 10_000
     policies = ("on_demand", "cache_moe", "expertflow", "oracle")
-    config.blocks.lossless = study_base.block(("resident", *policies), SCHEDULERS, cache_fractions=FRACTIONS)
-    config.blocks.lossy = study_base.block(policies, SCHEDULERS, ("drop", "substitute"), FRACTIONS)
+    config.grids.lossless = study_base.grid(("resident", *policies), SCHEDULERS, cache_fractions=FRACTIONS)
+    config.grids.lossy = study_base.grid(policies, SCHEDULERS, ("drop", "substitute"), FRACTIONS)
     return config

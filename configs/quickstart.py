@@ -13,11 +13,11 @@ FRACTIONS = (0.125, 0.25, 0.5, 0.75)
 def get_config() -> ml_collections.ConfigDict:
     """Returns the quickstart's config."""
     config = study_base.get_config()
-    block = study_base.block
-    config.blocks.policies = block(
+    grid = study_base.grid
+    config.grids.cache_moe_greedy = grid(("cache_moe",), ("greedy",), cache_fractions=FRACTIONS)
+    config.grids.lossy = grid(("cache_moe", "expertflow"), ("fifo", "greedy"), ("drop", "substitute"), FRACTIONS)
+    config.grids.policies = grid(
         ("resident", "on_demand", "cache_moe", "expertflow", "oracle"), cache_fractions=FRACTIONS
     )
-    config.blocks.cache_moe_greedy = block(("cache_moe",), ("greedy",), cache_fractions=FRACTIONS)
-    config.blocks.schedulers = block(("expertflow",), ("random", "kmeans", "greedy"), cache_fractions=FRACTIONS)
-    config.blocks.lossy = block(("cache_moe", "expertflow"), ("fifo", "greedy"), ("drop", "substitute"), FRACTIONS)
+    config.grids.schedulers = grid(("expertflow",), ("random", "kmeans", "greedy"), cache_fractions=FRACTIONS)
     return config

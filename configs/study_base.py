@@ -1,12 +1,12 @@
-"""What all studies of the committed model share; `quickstart.py` and `full.py` name their blocks of cells."""
+"""What all studies of the committed model share; `quickstart.py` and `full.py` name their grids of cells."""
 
 import ml_collections
 
 
-def block(
+def grid(
     policies, schedulers=("fifo",), miss_policies=("wait",), cache_fractions=(), memory_budgets=(), expert_dtypes=("",)
 ):
-    """One block of the grid: every combination of its values. Sizes are slots / experts, or budgets in bytes; an empty
+    """One group of cells: every combination of its values. Sizes are slots / experts, or budgets in bytes; an empty
     expert dtype is the model's own, "int8" and "int4" are quantised experts beside it."""
     return ml_collections.ConfigDict(
         {
@@ -21,7 +21,7 @@ def block(
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Returns a config without blocks."""
+    """Returns a config without grids."""
     config = ml_collections.ConfigDict()
     config.model = "digit_scenes_moe"  # a committed model's name, a checkpoint directory, or a hub id
     config.predictor = "digit_scenes_predictor"  # a committed predictor's name, or its directory
@@ -50,5 +50,5 @@ def get_config() -> ml_collections.ConfigDict:
     # Qwen3-VL-30B-A3B in bfloat16 on an RTX 4090 behind PCIe 4.0 x16 these are about 9 (4,096 tokens) and 0.7
     # (batch of 8), by arithmetic: 9.4 MB per expert at 25 GB/s against 80 TFLOP/s and 0.9 TB/s.
     config.link = "emulated(0.28,2)"
-    config.blocks = ml_collections.ConfigDict()
+    config.grids = ml_collections.ConfigDict(sort_keys=False)  # groups of cells by name, in the order of the file
     return config

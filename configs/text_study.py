@@ -21,8 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
     config = study_base.get_config()
     config.tasks = ("text",)
     config.data_dir = "data"
-    config.blocks.lossless = study_base.block(
+    config.grids.lossless = study_base.grid(
         ("resident", "on_demand", "cache_moe", "expertflow", "oracle"), cache_fractions=FRACTIONS
     )
-    config.blocks.lossy = study_base.block(("cache_moe", "expertflow"), ("fifo",), ("drop", "substitute"), FRACTIONS)
+    config.grids.lossy = study_base.grid(("cache_moe", "expertflow"), ("fifo",), ("drop", "substitute"), FRACTIONS)
     return config

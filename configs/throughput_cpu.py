@@ -12,8 +12,8 @@ VARIANTS = ("resident", "on_demand", "cache_moe", "expertflow", "expertflow(trut
 ALL = (*VARIANTS, "oracle")
 
 
-def block(models, phases=("prefill", "decode"), batch_sizes=(8,), cache_fractions=(0.5,), variants=VARIANTS):
-    """One block of the grid: every combination of its values. Cache fraction 0 is one slot, the least that works."""
+def grid(models, phases=("prefill", "decode"), batch_sizes=(8,), cache_fractions=(0.5,), variants=VARIANTS):
+    """One group of cells: every combination of its values. Cache fraction 0 is one slot, the least that works."""
     return ml_collections.ConfigDict(
         {
             "models": tuple(models),
@@ -39,16 +39,16 @@ def get_config() -> ml_collections.ConfigDict:
     config.headline = ("qwen3_vl_30b_a3b", "decode", 8, 0.25)  # at the top of throughput.json, and in the timeline
     config.minutes = 18.5  # after these no further cell is begun; the same command goes on with what is left
 
-    config.blocks = ml_collections.ConfigDict()  # in the order of their names
-    config.blocks.a_shapes = block(SHAPES, cache_fractions=(0.25, 0.5))
-    config.blocks.b_trained = block((config.model,), cache_fractions=(0.125, 0.25, 0.5, 0.75, 1.0), variants=ALL)
+    config.grids = ml_collections.ConfigDict(sort_keys=False)  # measured in this order
+    config.grids.shapes = grid(SHAPES, cache_fractions=(0.25, 0.5))
+    config.grids.trained = grid((config.model,), cache_fractions=(0.125, 0.25, 0.5, 0.75, 1.0), variants=ALL)
     least = ("resident", "on_demand", "expertflow")
-    config.blocks.c_least_memory = block((config.model, *SHAPES), ("decode",), (1,), (0.0,), least)
+    config.grids.least_memory = grid((config.model, *SHAPES), ("decode",), (1,), (0.0,), least)
     more_shapes = ("switch_base_8", "switch_base_64", "switch_base_128", "qwen1.5_moe_a2.7b")
-    config.blocks.d_more_shapes = block(more_shapes, ("decode",), cache_fractions=(0.25,))
-    config.blocks.e_batch_sizes = block((config.model, *SHAPES), batch_sizes=(1, 32))
-    config.blocks.f_fractions = block(SHAPES, ("decode",), cache_fractions=(0.75, 1.0))
-    config.blocks.g_small_fraction = block(SHAPES, ("decode",), cache_fractions=(0.125,))
+    config.grids.more_shapes = grid(more_shapes, ("decode",), cache_fractions=(0.25,))
+    config.grids.batch_sizes = grid((config.model, *SHAPES), batch_sizes=(1, 32))
+    config.grids.fractions = grid(SHAPES, ("decode",), cache_fractions=(0.75, 1.0))
+    config.grids.small_fraction = grid(SHAPES, ("decode",), cache_fractions=(0.125,))
 
     # all resident: the engine, the fused whole-model jit, and Hugging Face transformers
     config.baseline_models = ("mixtral_8x7b",)

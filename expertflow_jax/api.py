@@ -14,20 +14,20 @@ import numpy as np
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.inference.chat import Message, encode_prompts
-from expertflow_jax.inference.forecasting import Forecaster, NoForecast, PredictedForecast
+from expertflow_jax.inference.forecasting import Forecaster
 from expertflow_jax.inference.generation import Generated, generate_batch
 from expertflow_jax.inference.loading import LoadedModel, load_model, pin_experts
 from expertflow_jax.inference.memory import RequestSize
 from expertflow_jax.inference.planning import ModelSizes, plan_service
 from expertflow_jax.inference.sampling import Sampler
-from expertflow_jax.inference.session import InferenceSession
+from expertflow_jax.inference.served import make_forecaster, open_session
 from expertflow_jax.locate import locate
 from expertflow_jax.offload.budget import MemoryPlan
 from expertflow_jax.offload.clock import RealClock
-from expertflow_jax.offload.engine import ExpertCacheEngine
-from expertflow_jax.offload.misses import make_miss_policy
-from expertflow_jax.offload.policies import make_policy
-from expertflow_jax.predictor import Predictor, load_predictor
+from expertflow_jax.offload.misses import MissPolicy, make_miss_policy
+from expertflow_jax.offload.policies import CachePolicy
+from expertflow_jax.offload.variant import Variant
+from expertflow_jax.predictor import Predictor
 from expertflow_jax.processing import end_token_ids
 from expertflow_jax.processing.batching import Prompt, PromptBatch, behind_encoder, pad_prompts
 from expertflow_jax.routing.trace import RoutingTrace
@@ -57,8 +57,8 @@ class OffloadedModel:
         plan: MemoryPlan,
         size: RequestSize,
         *,
-        policy: str,
-        miss_policy: str,
+        policy: str | type[CachePolicy] | CachePolicy,
+        miss_policy: str | type[MissPolicy] | MissPolicy,
         predictor: Predictor | None,
         link: str,
     ):
@@ -66,11 +66,9 @@ class OffloadedModel:
         self._plan = plan
         self._size = size
         self._predictor = predictor
-        clock = RealClock()
-        self._engine = ExpertCacheEngine(model.store, plan.slots, make_policy(policy), link, clock)
-        self._engine.warm_up()
-        self._engine.reset_stats()
-        self._session = InferenceSession(model.stages, self._engine, make_miss_policy(miss_policy))
+        self._variant = Variant.of(policy)
+        self._session = open_session(model, self._variant, plan.slots, link, RealClock(), miss_policy=miss_policy)
+        self._engine = self._session.engine
         self._tokens = 0
 
     @classmethod
@@ -80,8 +78,8 @@ class OffloadedModel:
         *,
         memory_budget: str | int | None = None,
         cache_fraction: float | None = None,
-        policy: str = "expertflow",
-        miss_policy: str = "wait",
+        policy: str | type[CachePolicy] | CachePolicy = "expertflow",
+        miss_policy: str | type[MissPolicy] | MissPolicy = "wait",
         predictor: str | None = None,
         dtype: str | None = None,
         expert_dtype: str | None = None,
@@ -97,7 +95,8 @@ class OffloadedModel:
           path_or_hub_id: a directory with config.json and safetensors, a hub id, or a committed model's name.
           memory_budget: bytes of device memory for everything ("8GiB"), which decides the number of expert slots.
           cache_fraction: slots / experts instead; with neither, all experts are resident.
-          policy: a cache policy (`offload.policies.POLICIES`, but `oracle`, which needs a recorded run).
+          policy: a cache policy: a name of `offload.policies.POLICIES` (but `oracle`, which needs a recorded run),
+            "package.module:Class", a class or an object.
           miss_policy: "wait" is lossless; "drop" and "substitute" change answers.
           predictor: directory or committed name of the model's routing path predictor; None forecasts nothing.
           dtype: "float32" or "bfloat16"; the checkpoint's own by default.
@@ -113,14 +112,13 @@ class OffloadedModel:
         Raises:
           InputError: unknown names, a budget below the minimum, a malformed checkpoint, or another model's predictor.
         """
-        if policy == "oracle":
-            raise InputError("policy 'oracle' needs the recorded routing of the same run; use eval.study")
-        make_policy(policy)
+        if Variant.of(policy).forecast == "truth":
+            raise InputError(f"policy {policy!r} needs the recorded routing of the same run; use eval.study")
         make_miss_policy(miss_policy)
         model = load_model(path_or_hub_id, dtype, expert_dtype=expert_dtype, host_memory_budget=host_memory_budget)
         forecaster = None
         if predictor is not None:
-            forecaster = load_predictor(locate(predictor, "predictor"), expect_fingerprint=model.fingerprint)
+            forecaster = Predictor.load(locate(predictor, "predictor"), expect_fingerprint=model.fingerprint)
         pin_experts(model.store, None if forecaster is None else forecaster.popularity)
         size, plan = plan_service(
             ModelSizes.of(model),
@@ -279,7 +277,7 @@ class OffloadedModel:
             "cache_fraction": self._plan.cache_fraction,
             "miss_policy": self._session.miss_policy.name,
             "expert_dtype": self._model.expert_dtype,
-            "lossless": self._session.miss_policy.lossless and not self._model.quantized,
+            "lossless": self._session.miss_policy.lossless and self._variant.lossless and not self._model.quantized,
         }
 
     def reset_stats(self) -> None:
@@ -307,9 +305,7 @@ class OffloadedModel:
         return Answer(_before(text, stop), generated.token_ids, generated.finished)
 
     def _forecaster(self) -> Forecaster:
-        if self._predictor is None or not self._engine.forecasts:
-            return NoForecast()
-        return PredictedForecast(self._predictor, self._engine.clock, None)
+        return make_forecaster(self._session, self._variant, self._predictor)
 
     def _prefill(self, prompts: list[Prompt]) -> tuple[PromptBatch, Any]:
         self._check_size(prompts, 0)

@@ -67,8 +67,8 @@ class Grid:
 Block = Heading | Paragraph | Bullets | Code | Picture | Grid
 
 
-def to_markdown(blocks: Iterable[Block], folder: Path) -> str:
-    """The blocks as Markdown of a file in `folder`."""
+def to_markdown(blocks: Iterable[Block], folder: Path = Path()) -> str:
+    """The blocks as Markdown of a file in `folder`, to which pictures are relative."""
     return "\n\n".join(_markdown(block, folder) for block in blocks) + "\n"
 
 

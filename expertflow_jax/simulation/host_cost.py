@@ -15,6 +15,7 @@ import numpy as np
 from expertflow_jax.offload.clock import RealClock
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.store import ExpertSizes
+from expertflow_jax.offload.variant import Variant, new_engine
 from expertflow_jax.simulation.machines import Machine
 from expertflow_jax.simulation.replay import ReplayStep
 from expertflow_jax.simulation.synthetic import noisy_horizons, synthetic_steps
@@ -84,8 +85,8 @@ def measure_host(cell: HostCell, machine: Machine, steps: int, repeats: int, see
     sizes = ExpertSizes(cell.num_layers, cell.num_experts, machine.expert_bytes)
     slots = max(1, int(cell.cache_fraction * cell.num_layers * cell.num_experts))
     real = cell.clock == "real"
-    with ExpertCacheEngine(sizes, slots, cell.policy, machine.link, RealClock() if real else None) as engine:
-        engine.warm_up()
+    variant, clock = Variant.of(cell.policy), RealClock() if real else None
+    with new_engine(sizes, variant, slots, machine.link, clock) as engine:
         spent, rounds = [], 0
         for repeat in range(repeats + 1):
             if repeat == 1:

@@ -9,9 +9,10 @@ Axes: N steps, H steps of the horizon, B sequences, T tokens, L MoE layers, E ex
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from expertflow_jax.simulation.replay import ReplayStep
 
@@ -101,14 +102,19 @@ def noisy_horizons(
 
 
 def recall(steps: Sequence[ReplayStep]) -> float:
-    """Of the experts that layers used, the fraction found among equally many of the highest forecast."""
-    found = used = 0
-    for step in steps:
-        if step.horizon is None:
-            raise ValueError("these steps carry no forecast")
-        for needed, forecast in zip(step.needed, step.horizon[0], strict=True):
-            count = int(needed.sum())
-            if count:
-                found += int(needed[np.argsort(-forecast, kind="stable")[:count]].sum())
-                used += count
-    return found / used if used else 1.0
+    """`forecast_recall` of the steps' own forecasts."""
+    horizons = [step.horizon for step in steps]
+    if any(horizon is None for horizon in horizons):
+        raise ValueError("these steps carry no forecast")
+    return forecast_recall([step.needed for step in steps], [horizon[0] for horizon in horizons if horizon is not None])
+
+
+def forecast_recall(needed: Iterable[Bool[np.ndarray, "L E"]], forecasts: Iterable[Float[np.ndarray, "L E"]]) -> float:
+    """Of the experts that layer-steps used, the fraction among equally many of the highest forecast; steps in order."""
+    hits = used = 0
+    for needed_LE, forecast_LE in zip(needed, forecasts, strict=True):
+        for layer, forecast in zip(needed_LE, forecast_LE, strict=True):
+            count = int(layer.sum())
+            hits += int(layer[np.argsort(-forecast, kind="stable")[:count]].sum())
+            used += count
+    return hits / used if used else 1.0

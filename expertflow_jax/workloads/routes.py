@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 
 from expertflow_jax.inference.loading import LoadedModel
-from expertflow_jax.inference.session import InferenceSession
-from expertflow_jax.offload.engine import ExpertCacheEngine
-from expertflow_jax.offload.misses import make_miss_policy
+from expertflow_jax.inference.served import serve
+from expertflow_jax.offload.variant import RESIDENT
 from expertflow_jax.processing.batching import Prompt, pad_prompts
 
 
@@ -109,10 +108,7 @@ def record(model: LoadedModel, prompts: Sequence[Prompt], new_tokens: int, batch
     probs = np.zeros((len(prompts), longest, store.num_layers, store.num_experts), np.float32)
     tokens = np.zeros((len(prompts), new_tokens), np.int32)
     lengths = np.array([len(prompt.input_ids) for prompt in prompts], np.int32)
-    everything = store.num_layers * store.num_experts
-    with ExpertCacheEngine(store, everything, "resident") as engine:
-        engine.warm_up()
-        session = InferenceSession(tapped, engine, make_miss_policy("wait"))
+    with serve(model, RESIDENT, stages=tapped) as session:
         for first in range(0, len(prompts), batch_size):
             rows = np.arange(first, min(first + batch_size, len(prompts)))
             batch = pad_prompts(model.config, [prompts[i] for i in rows.tolist()], batch_size)

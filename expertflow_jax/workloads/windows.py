@@ -15,17 +15,16 @@ import numpy as np
 
 from expertflow_jax.inference.forecasting import (
     Forecaster,
-    NoForecast,
     PredictedForecast,
     TrueForecast,
     join_horizon,
 )
 from expertflow_jax.inference.memory import RequestSize, plan_request
+from expertflow_jax.inference.served import make_forecaster, serve
 from expertflow_jax.inference.session import InferenceSession, Sequences
 from expertflow_jax.offload.budget import MemoryPlan
 from expertflow_jax.offload.clock import Clock
-from expertflow_jax.offload.engine import ExpertCacheEngine
-from expertflow_jax.offload.misses import make_miss_policy
+from expertflow_jax.offload.variant import RESIDENT, Variant
 from expertflow_jax.predictor import Predictor
 from expertflow_jax.predictor.forecast import combine_sequences, step_forecast
 from expertflow_jax.processing.batching import PromptBatch, pad_prompts
@@ -142,10 +141,7 @@ class Window:
 
     def fill_caches(self) -> None:
         """Runs the prompts once with everything resident and keeps their KV caches for a decode window."""
-        store = self.setup.store
-        with ExpertCacheEngine(store, self.setup.num_experts, "resident") as engine:
-            engine.warm_up()
-            session = InferenceSession(self.setup.stages, engine, make_miss_policy("wait"))
+        with serve(self.setup, RESIDENT) as session:
             for b in self.batches:
                 x, deepstack = session.embed(b.batch)
                 sequences = session.start(b.batch, self.new_tokens)
@@ -261,19 +257,16 @@ class ReplayedForecast:
 
 
 def make_forecasters(
-    window: Window, forecast: str, clock: Clock, truth: np.ndarray | None, session: InferenceSession
+    window: Window, variant: Variant, truth: np.ndarray | None, session: InferenceSession
 ) -> list[Forecaster]:
-    """One per batch, ready for the window: "none", "truth" or "predictor".
+    """The variant's forecasters, one per batch, ready for the window.
 
     Args:
       truth: bool [steps, L, E], what each step of the window needs.
     """
-    setup = window.setup
-    if forecast == "none":
-        return [NoForecast() for _ in window.batches]
-    if forecast == "truth":
-        assert truth is not None, "the truth is known after the resident run"
-        shared: Forecaster = TrueForecast(list(truth), look_ahead=len(truth))
+    setup, clock = window.setup, session.engine.clock
+    shared = make_forecaster(session, variant, setup.predictor, truth, look_ahead=window.num_steps)
+    if not isinstance(shared, PredictedForecast):
         return [shared for _ in window.batches]
     found: list[Forecaster] = []
     queued: np.ndarray | None = None

@@ -1,6 +1,7 @@
 """Runs the variants of `variants.py` on recorded routing and tabulates them. Nothing here depends on the machine."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,17 +11,18 @@ import ml_collections
 from rich.console import Console
 from rich.progress import track
 
-from expertflow_jax.errors import InputError
 from expertflow_jax.files import write_atomically
+from expertflow_jax.harness.cells import Axis, number, values
 from expertflow_jax.harness.document import Grid, to_markdown
 from expertflow_jax.harness.environment import describe_environment
+from expertflow_jax.harness.fields import checked
 from expertflow_jax.harness.row_file import RowFile, with_keys
 from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.inference.loading import load_model
 from expertflow_jax.locate import locate
-from expertflow_jax.predictor import load_predictor
+from expertflow_jax.predictor import Predictor
 from expertflow_jax.simulation.machines import gpu_machine, recorded_machine
-from expertflow_jax.studies.ablations.variants import BASE, VARIANTS, Variant, run
+from expertflow_jax.studies.ablations.variants import BASE, VARIANTS, Build, run
 from expertflow_jax.workloads.recorded import record_questions, recorded_steps
 from expertflow_jax.workloads.shapes import find_shape
 
@@ -33,20 +35,16 @@ def settings(config: ml_collections.ConfigDict) -> list[tuple[str, int, float]]:
     Raises:
       InputError: values that cannot be.
     """
-    for fraction in config.cache_fractions:
-        if not 0 < fraction <= 1:
-            raise InputError(f"config key cache_fractions: {fraction} is not above 0 and at most 1")
-    for size in config.batch_sizes:
-        if not 1 <= size <= config.sequences:
-            raise InputError(f"config key batch_sizes: {size} is not between 1 and sequences ({config.sequences})")
-    if config.new_tokens < 1:
-        raise InputError(f"config key new_tokens: {config.new_tokens} is below 1")
+    number(1)("config key new_tokens", config.new_tokens)
     for name, num_layers in config.shapes:
         find_shape(name)
-        if num_layers < 1:
-            raise InputError(f"config key shapes: {name} cannot have {num_layers} layers")
+        number(1, unit="layers")(f"config key shapes: {name}", num_layers)
+    axes = (
+        Axis("batch_sizes", number(1, config.sequences, unit="config key sequences is the most")),
+        Axis("cache_fractions", number(0.0, 1.0, above=True, unit="it is slots / experts")),
+    )
     models = (config.model, *(name for name, _ in config.shapes))
-    return [(name, size, f) for name in models for size in config.batch_sizes for f in config.cache_fractions]
+    return list(itertools.product(models, *values("config key ", config, axes)))
 
 
 def plan(config: ml_collections.ConfigDict) -> None:
@@ -75,7 +73,7 @@ def measure(config: ml_collections.ConfigDict, workdir: Path) -> list[Row]:
     return results.rows
 
 
-def _place(variant: Variant, column: tuple[str, int, float]) -> Row:
+def _place(variant: Build, column: tuple[str, int, float]) -> Row:
     """What tells a row from every other."""
     name, size, fraction = column
     return {"variant": variant.name, "model": name, "batch_size": size, "cache_fraction": fraction}
@@ -94,7 +92,7 @@ def _run_missing(
     if not missing:
         return
     model = load_model(config.model)
-    predictor = load_predictor(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
+    predictor = Predictor.load(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
     machines = {config.model: recorded_machine(config.costs, config.link, model.store.expert_bytes)}
     shapes: dict[str, tuple[int, int, int] | None] = {config.model: None}
     for name, num_layers in config.shapes:
@@ -107,13 +105,13 @@ def _run_missing(
         if (name, size) not in traces:
             traces = {(name, size): recorded_steps(recording, predictor, shapes[name], size)}
         outcome = run(variant, traces[name, size], machines[name], fraction, size)
-        results.append({**place, **dataclasses.asdict(outcome)})
+        results.append(checked("ablations", {**place, **dataclasses.asdict(outcome)}))
 
 
 def tables(rows: Sequence[Row], columns: Sequence[tuple[str, int, float]]) -> list[Grid]:
     """Speed and bytes of the variants beside the engine as built; then how far it runs without a miss."""
 
-    def find(variant: Variant, column: tuple[str, int, float]) -> Row:
+    def find(variant: Build, column: tuple[str, int, float]) -> Row:
         wanted = _place(variant, column)
         return next(row for row in rows if wanted.items() <= row.items())
 

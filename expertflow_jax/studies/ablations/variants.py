@@ -16,6 +16,7 @@ from expertflow_jax.offload.policies.expertflow import GAIN, ExpertFlow
 from expertflow_jax.offload.policies.on_demand import OnDemand
 from expertflow_jax.offload.slots import KEPT, SlotPool
 from expertflow_jax.offload.store import ExpertSizes
+from expertflow_jax.offload.variant import Variant, new_engine
 from expertflow_jax.simulation.machines import Machine
 from expertflow_jax.simulation.replay import ReplayStep, true_horizons
 
@@ -108,7 +109,7 @@ class StallSavedFirst(Reordered):
 
 
 @dataclasses.dataclass(frozen=True)
-class Variant:
+class Build:
     """One way to run.
 
     Attributes:
@@ -131,26 +132,26 @@ class Variant:
     forecast: str = "each"
 
 
-BASE = Variant("as built", "")
+BASE = Build("as built", "")
 VARIANTS = (
     BASE,
-    Variant("halves", "an expert travels and is computed in two halves", parts=2),
-    Variant("quarters", "in four", parts=4),
-    Variant("commit on arrival", "two slots are staging buffers instead (the link's window)", fewer_slots=2),
-    Variant("hits wait for misses", "nothing is computed before all of a layer's experts have come", after_all=True),
-    Variant("nearest layer first", "prefetch in the order of layers, within one by probability", NearestFirst),
-    Variant("likeliest first", "prefetch by probability", LikeliestFirst),
-    Variant("stall saved per byte", "prefetch by probability x the stall that it can still save", StallSavedFirst),
-    Variant("pool per layer", "each layer keeps its share of the slots", PoolPerLayer),
-    Variant("running step only", "the forecast ends with the running step", forecast="one"),
-    Variant("queue not seen", "nothing is known of the next batch's prompts", forecast="batch"),
-    Variant("token repeated", "the running token's forecast stands for the next one's, too", forecast="repeated"),
-    Variant("forecast once", "decode steps keep the forecast made after the prompt", forecast="once"),
-    Variant("running step known", "the truth for the running step, then the forecast", forecast="step"),
-    Variant("next step known", "the truth for the running step and the next", forecast="next"),
-    Variant("all known", "the truth to the end", forecast="truth"),
-    Variant("LRU, shared", "`on_demand`: no forecast", OnDemand),
-    Variant("LRU, pool per layer", "`cache_moe`: no forecast", CacheMoE),
+    Build("halves", "an expert travels and is computed in two halves", parts=2),
+    Build("quarters", "in four", parts=4),
+    Build("commit on arrival", "two slots are staging buffers instead (the link's window)", fewer_slots=2),
+    Build("hits wait for misses", "nothing is computed before all of a layer's experts have come", after_all=True),
+    Build("nearest layer first", "prefetch in the order of layers, within one by probability", NearestFirst),
+    Build("likeliest first", "prefetch by probability", LikeliestFirst),
+    Build("stall saved per byte", "prefetch by probability x the stall that it can still save", StallSavedFirst),
+    Build("pool per layer", "each layer keeps its share of the slots", PoolPerLayer),
+    Build("running step only", "the forecast ends with the running step", forecast="one"),
+    Build("queue not seen", "nothing is known of the next batch's prompts", forecast="batch"),
+    Build("token repeated", "the running token's forecast stands for the next one's, too", forecast="repeated"),
+    Build("forecast once", "decode steps keep the forecast made after the prompt", forecast="once"),
+    Build("running step known", "the truth for the running step, then the forecast", forecast="step"),
+    Build("next step known", "the truth for the running step and the next", forecast="next"),
+    Build("all known", "the truth to the end", forecast="truth"),
+    Build("LRU, shared", "`on_demand`: no forecast", OnDemand),
+    Build("LRU, pool per layer", "`cache_moe`: no forecast", CacheMoE),
 )
 
 
@@ -173,7 +174,7 @@ class Outcome:
     layers_until_miss: float
 
 
-def run(variant: Variant, steps: Sequence[ReplayStep], machine: Machine, cache_fraction: float, batch: int) -> Outcome:
+def run(variant: Build, steps: Sequence[ReplayStep], machine: Machine, cache_fraction: float, batch: int) -> Outcome:
     """Replays the steps. Args: batch: sequences; steps of as many tokens are decode steps."""
     if variant.parts > 1:
         steps, machine = _in_parts(steps, machine, variant.parts)
@@ -185,8 +186,8 @@ def run(variant: Variant, steps: Sequence[ReplayStep], machine: Machine, cache_f
         layer = machine.costs.attend_seconds(batch) + machine.costs.experts_seconds([1] * round(used))
         policy.layers_per_transfer = machine.link.seconds_on_link(machine.expert_bytes) / layer
     slots = max(1, int(cache_fraction * layers * experts) - variant.fewer_slots)
-    engine = ExpertCacheEngine(ExpertSizes(layers, experts, machine.expert_bytes), slots, policy, machine.link)
-    engine.warm_up()
+    sizes = ExpertSizes(layers, experts, machine.expert_bytes)
+    engine = new_engine(sizes, Variant.of(policy), slots, machine.link)
     missed = np.array([_replay(engine, step, machine, variant.after_all) for step in steps])
     stats = engine.stats()
     clean = missed[[step.tokens == batch for step in steps]] == 0

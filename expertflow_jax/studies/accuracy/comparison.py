@@ -8,12 +8,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 
 from expertflow_jax.harness.data import TaskData
-from expertflow_jax.harness.rows import CellRow, cell_id
+from expertflow_jax.harness.rows import CellRow, cell_id, measured
 from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.offload.misses import make_miss_policy
 from expertflow_jax.studies.accuracy import statistics
@@ -103,29 +102,25 @@ def make_row(
     before, _ = units(data, baseline.scores)
     accuracy = statistics.bootstrap_mean(scores, clusters=clusters, **sample)
     delta = statistics.paired_difference(scores, before, clusters=clusters, **sample)
-    stats, plan = execution.stats, execution.plan
-    wall = stats["wall_seconds"]
-    compute = stats["compute_seconds"]
-    if stats["clock"] == "real":  # the device works while the host waits for nothing else
-        compute = max(0.0, wall - stats["stall_seconds"] - stats["predictor_seconds"] - stats["host_seconds"])
-    asked = stats["hits"] + stats["late"] + stats["misses"]
-    return CellRow(
-        cell_id=cell_id(cell),
+    common = measured(
+        execution.stats,
+        execution.plan,
         model=model.name,
+        variant=cell.variant,
+        batch_size=config.batch_size,
+        tokens=execution.tokens,
+        peak_device_bytes=execution.peak_device_bytes,
+    )
+    return CellRow(
+        **{**common, "link": config.link},
+        cell_id=cell_id(cell),
         task=cell.task,
         split=config.split,
-        policy=cell.policy,
         scheduler=cell.scheduler,
         miss_policy=cell.miss_policy,
         expert_dtype=model.expert_dtype,
-        lossless=make_miss_policy(cell.miss_policy).lossless and not model.quantized,
-        cache_fraction=plan.cache_fraction,
-        slots=plan.slots,
-        memory_budget_bytes=plan.total_bytes,
-        peak_device_bytes=execution.peak_device_bytes,
-        host_bytes=plan.host_bytes,
-        expert_bytes=plan.expert_bytes,
-        batch_size=config.batch_size,
+        lossless=make_miss_policy(cell.miss_policy).lossless and cell.variant.lossless and not model.quantized,
+        host_bytes=execution.plan.host_bytes,
         seed=cell.seed,
         num_examples=len(data.examples),
         accuracy=accuracy.estimate,
@@ -139,25 +134,9 @@ def make_row(
         mcnemar_p=statistics.mcnemar(scores, before).p,
         logit_kl=float(statistics.logit_kl(baseline.first_logits, outcome.first_logits).mean()),
         bit_identical=bool((outcome.digests == reference.digests).all()),
-        tokens=execution.tokens,
-        tokens_per_second=execution.tokens / wall,
-        wall_seconds=wall,
-        compute_seconds=compute,
-        stall_seconds=stats["stall_seconds"],
-        predictor_seconds=stats["predictor_seconds"],
-        bytes_transferred=stats["bytes_transferred"],
-        disk_bytes=stats["disk_bytes"],
-        prefetches=stats["prefetches"],
-        hits=stats["hits"],
-        late=stats["late"],
-        misses=stats["misses"],
-        corrections=stats["corrections"],
-        hit_rate=stats["hits"] / asked if asked else None,
+        disk_bytes=execution.stats["disk_bytes"],
         experts_per_batch=execution.experts_per_batch,
         perplexity=None if execution.nats is None else math.exp(execution.nats),
-        link=config.link,
-        clock=config.clock,
-        device=jax.local_devices()[0].device_kind,
     )
 
 

@@ -11,23 +11,16 @@ from typing import Any
 import numpy as np
 
 from expertflow_jax.harness.data import TaskData, forecast_prompts
-from expertflow_jax.inference.forecasting import (
-    Forecaster,
-    NoForecast,
-    PredictedForecast,
-    TrueForecast,
-    predictor_time,
-)
+from expertflow_jax.inference.forecasting import Forecaster, predictor_time
 from expertflow_jax.inference.generation import generate_batch
 from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.inference.memory import RequestSize, plan_request
 from expertflow_jax.inference.scoring import score_batch
+from expertflow_jax.inference.served import make_forecaster, serve
 from expertflow_jax.inference.session import InferenceSession
 from expertflow_jax.offload.budget import MemoryPlan
 from expertflow_jax.offload.clock import RealClock, VirtualClock
 from expertflow_jax.offload.engine import ExpertCacheEngine
-from expertflow_jax.offload.misses import make_miss_policy
-from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.predictor import Predictor
 from expertflow_jax.predictor.forecast import combine_sequences
 from expertflow_jax.processing import Processor, end_token_ids
@@ -125,7 +118,7 @@ def execute(
     """Runs the cell from a warm cache.
 
     Args:
-      truth: bool [steps, L, E], `Execution.needed` of the all-resident run of the same batches, for the oracle.
+      truth: bool [steps, L, E], `Execution.needed` of the all-resident run of the same batches, where it is forecast.
       on_batch: called with (batches done, batches in all).
 
     Raises:
@@ -134,28 +127,24 @@ def execute(
     plan = setting.plan(cell)
     clock = VirtualClock() if setting.costs is not None else RealClock()
     gc.collect()  # the slots of an engine that is gone must not count as this cell's memory
-    store = setting.model_of(cell).store
-    engine = ExpertCacheEngine(store, plan.slots, make_policy(cell.policy), setting.link, clock, disk=setting.disk)
-    try:
+    served = {"miss_policy": cell.miss_policy, "costs": setting.costs, "disk": setting.disk}
+    with serve(setting.model_of(cell), cell.variant, plan.slots, setting.link, clock, **served) as session:
         if not clock.virtual:  # compile outside the measurement
-            _run(setting, cell, engine, truth, None)
-        engine.warm_up()
-        engine.reset_stats()
-        return _run(setting, cell, engine, truth, on_batch, plan)
-    finally:
-        engine.close()
+            _run(setting, cell, session, truth, None, plan)
+            session.engine.warm_up()
+            session.engine.reset_stats()
+        return _run(setting, cell, session, truth, on_batch, plan)
 
 
 def _run(
     setting: Setting,
     cell: Cell,
-    engine: ExpertCacheEngine,
+    session: InferenceSession,
     truth: np.ndarray | None,
     on_batch: Callable[[int, int], None] | None,
-    plan: MemoryPlan | None = None,
+    plan: MemoryPlan,
 ) -> Execution:
     model, data = setting.model_of(cell), setting.data[cell.task]
-    session = InferenceSession(model.stages, engine, make_miss_policy(cell.miss_policy), setting.costs)
     count = len(data.prompts)
     texts = [""] * count
     first_logits = np.zeros((count, model.config.text.vocab_size), np.float32)
@@ -164,7 +153,8 @@ def _run(
     needed: list[np.ndarray] = []
     distinct: list[float] = []
     tokens = 0
-    forecaster = _forecaster(setting, cell, engine, truth)
+    engine = session.engine
+    forecaster = make_forecaster(session, cell.variant, setting.predictor, truth)
     for done, (total, batch, queued) in enumerate(_batches(setting, cell, engine), start=1):
         session.records = []
         forecaster.expect(queued)
@@ -195,7 +185,7 @@ def _run(
         tokens,
         float(np.mean(distinct)),
         session.peak_device_bytes,
-        plan or setting.plan(cell),
+        plan,
     )
 
 
@@ -251,13 +241,3 @@ def _book_scheduling(setting: Setting, data: TaskData, window: np.ndarray, engin
         with predictor_time(engine.clock, setting.costs, tokens, "forecast for scheduling"):
             if not engine.clock.virtual:
                 forecast_prompts(setting.model, setting.predictor, prompts, setting.batch_size)
-
-
-def _forecaster(setting: Setting, cell: Cell, engine: ExpertCacheEngine, truth: np.ndarray | None) -> Forecaster:
-    if cell.policy == "oracle":
-        assert truth is not None, "the oracle runs after its all-resident reference"
-        return TrueForecast(list(truth))
-    if engine.forecasts:
-        assert setting.predictor is not None, "the runner refuses such a cell without a predictor"
-        return PredictedForecast(setting.predictor, engine.clock, setting.costs)
-    return NoForecast()

@@ -1,22 +1,21 @@
-"""The cells of a study: every combination that a config's blocks name, in an order in which references come first.
+"""The cells of a study: every combination that a config's grids name, in an order in which references come first.
 
 A *cell* is one point of the study: task, cache policy, token scheduler, miss policy, cache size and seed. The
 reference of a cell is `resident` with the same scheduler (bit-identity) and `resident` + `fifo` (paired accuracy).
 """
 
 import dataclasses
-import difflib
 import itertools
-from collections.abc import Iterable, Sequence
 
 import ml_collections
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.harness.cells import Axis, grids, made_by, number, one_of, values
 from expertflow_jax.models.expert_dtypes import BITS
-from expertflow_jax.offload.misses import MISS_POLICIES
-from expertflow_jax.offload.policies import POLICIES, make_policy
-from expertflow_jax.scheduling import SCHEDULERS
-from expertflow_jax.tasks.registry import TASKS
+from expertflow_jax.offload.misses import make_miss_policy
+from expertflow_jax.offload.variant import RESIDENT, Variant
+from expertflow_jax.scheduling import scheduler_class
+from expertflow_jax.tasks.registry import task_class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +35,8 @@ class Cell:
     @property
     def resident(self) -> "Cell":
         """The all-resident cell with the same experts and batches."""
-        return dataclasses.replace(self, policy="resident", miss_policy="wait", cache_fraction=1.0, memory_budget=None)
+        policy = RESIDENT.label
+        return dataclasses.replace(self, policy=policy, miss_policy="wait", cache_fraction=1.0, memory_budget=None)
 
     @property
     def reference(self) -> "Cell":
@@ -49,10 +49,14 @@ class Cell:
         return dataclasses.replace(self.reference, scheduler="fifo")
 
     @property
+    def variant(self) -> Variant:
+        """The policy with where its forecast comes from."""
+        return Variant.of(self.policy)
+
+    @property
     def forecasts(self) -> bool:
         """Whether the routing path predictor runs in this cell, for its cache policy or its scheduler."""
-        policy = make_policy(self.policy).uses_forecast and self.policy != "oracle"
-        return policy or SCHEDULERS[self.scheduler].uses_forecast
+        return self.variant.forecast == "predictor" or scheduler_class(self.scheduler).uses_forecast
 
     def label(self) -> str:
         """Short name for progress and messages."""
@@ -61,52 +65,39 @@ class Cell:
         return f"{self.task} {self.policy}/{self.scheduler}/{self.miss_policy}{quantized} @{size} seed {self.seed}"
 
 
+_CONFIG_AXES = (Axis("tasks", made_by(task_class)), Axis("seeds", number(0)))
+_AXES = (
+    Axis("schedulers", made_by(scheduler_class)),
+    Axis("policies", made_by(Variant.of, lambda policy: Variant.of(policy).label)),
+    Axis("miss_policies", made_by(make_miss_policy)),
+    Axis("expert_dtypes", one_of(("", *BITS)), ("",)),
+)
+_FRACTIONS = Axis("cache_fractions", number(0.0, 1.0, above=True, unit="it is slots / experts"), ())
+_BUDGETS = Axis("memory_budgets", lambda _, budget: str(budget), ())
+
+
 def cells(config: ml_collections.ConfigDict) -> list[Cell]:
-    """All cells of `config.blocks`, without repeats; `resident` + `fifo` of each task and seed first.
+    """All cells of `config.grids`, without repeats; `resident` + `fifo` of each task and seed first.
 
     Raises:
       InputError: an unknown policy, scheduler, miss policy or task (with the nearest name), a fraction outside
-        (0, 1], or a block without a size.
+        (0, 1], or a grid without a size.
     """
-    found: dict[Cell, None] = {}
-    for name, block in config.blocks.items():
-        where = f"config key blocks.{name}"
-        _check_names(f"{where}.policies", block.policies, POLICIES)
-        _check_names(f"{where}.schedulers", block.schedulers, SCHEDULERS)
-        _check_names(f"{where}.miss_policies", block.miss_policies, MISS_POLICIES)
-        _check_names("config key tasks", config.tasks, TASKS)
-        expert_dtypes = tuple(block.get("expert_dtypes", ("",)))
-        _check_names(f"{where}.expert_dtypes", filter(None, expert_dtypes), BITS)
-        fractions, budgets = tuple(block.cache_fractions), tuple(block.get("memory_budgets", ()))
-        if bad := [f for f in fractions if not 0 < f <= 1]:
-            raise InputError(f"{where}.cache_fractions: {bad[0]} is not in (0, 1]; it is slots / experts")
-        sizes: list[tuple[float | None, str | None]] = [(f, None) for f in fractions]
-        sizes += [(None, str(b)) for b in budgets]
+    named: dict[Cell, None] = {}
+    tasks, seeds = values("config key ", config, _CONFIG_AXES)
+    for where, grid in grids(config, [a.key for a in (*_AXES, _FRACTIONS, _BUDGETS)], "configs/quickstart.py"):
+        fractions, budgets = values(where, grid, (_FRACTIONS, _BUDGETS))
+        sizes = [(fraction, None) for fraction in fractions] + [(None, budget) for budget in budgets]
         if not sizes:
             raise InputError(f"{where}: name cache_fractions or memory_budgets")
-        axes: Sequence[Iterable] = (
-            config.tasks,
-            block.schedulers,
-            block.policies,
-            block.miss_policies,
-            sizes,
-            expert_dtypes,
-        )
-        for task, scheduler, policy, miss_policy, (fraction, budget), kept in itertools.product(*axes):
-            for seed in config.seeds:
-                cell = Cell(task, policy, scheduler, miss_policy, fraction, budget, int(seed), kept or None)
-                found[cell.resident if policy == "resident" else cell] = None
-    references = {cell.reference: None for cell in found} | {cell.baseline: None for cell in found}
-    references |= {cell.resident: None for cell in found if cell.policy == "oracle"}  # whose routing it knows
+        schedulers, policies, miss_policies, dtypes = values(where, grid, _AXES)
+        points = itertools.product(tasks, schedulers, policies, miss_policies, sizes, dtypes, seeds)
+        for task, scheduler, policy, miss_policy, (fraction, budget), dtype, seed in points:
+            cell = Cell(task, policy, scheduler, miss_policy, fraction, budget, seed, dtype or None)
+            named[cell.resident if cell.variant.whole else cell] = None
+    references = {cell.reference: None for cell in named} | {cell.baseline: None for cell in named}
+    references |= {cell.resident: None for cell in named if cell.variant.forecast == "truth"}  # whose routing it knows
     ordered = sorted(
         references, key=lambda c: (c.task, c.seed, c.scheduler != "fifo", c.scheduler, c.expert_dtype or "")
     )
-    return ordered + [cell for cell in found if cell not in references]
-
-
-def _check_names(where: str, names: Iterable[str], known: Iterable[str]) -> None:
-    known = sorted(known)
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise InputError(f"{where}: no such name {name!r}; did you mean {near[0]!r}? Known: {', '.join(known)}")
+    return ordered + [cell for cell in named if cell not in references]

@@ -4,7 +4,6 @@ Order of writing is what makes a SIGKILL harmless: a cell's predictions and arra
 before its row exists. So a row that can be read is a finished cell with all its files.
 """
 
-import csv
 import io
 import json
 import zipfile
@@ -18,7 +17,7 @@ import numpy as np
 from expertflow_jax.errors import InputError
 from expertflow_jax.files import make_folder, write_atomically
 from expertflow_jax.harness import row_file
-from expertflow_jax.harness.rows import ROW_KEYS, CellRow
+from expertflow_jax.harness.rows import CellRow, to_csv
 from expertflow_jax.harness.workdir import Workdir, plain_value
 
 ROWS = "results.jsonl"
@@ -108,11 +107,7 @@ class ResultWriter(Workdir):
 
     def finish(self) -> None:
         """Writes results.csv anew from the rows."""
-        table = io.StringIO()
-        writer = csv.DictWriter(table, ROW_KEYS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row.to_json() for row in self.rows)
-        write_atomically(self.path / "results.csv", table.getvalue())
+        write_atomically(self.path / "results.csv", to_csv(self.rows))
 
 
 def read_rows(workdir: str | Path) -> list[CellRow]:

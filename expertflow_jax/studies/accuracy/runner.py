@@ -20,7 +20,7 @@ from expertflow_jax.harness.rows import CellRow, cell_id
 from expertflow_jax.inference.loading import load_model, pin_experts, with_expert_dtype
 from expertflow_jax.locate import locate
 from expertflow_jax.offload.budget import format_bytes
-from expertflow_jax.predictor import load_predictor
+from expertflow_jax.predictor import Predictor
 from expertflow_jax.simulation.costs import ComputeCosts
 from expertflow_jax.studies.accuracy.comparison import Outcome, make_row, predictions
 from expertflow_jax.studies.accuracy.execution import Setting, execute
@@ -45,15 +45,15 @@ def check(config: ml_collections.ConfigDict) -> list[Cell]:
             raise InputError(f"config key {key}: {config[key]} is below 1")
     if config.window < config.batch_size:
         raise InputError(f"config key window: {config.window} is smaller than batch_size {config.batch_size}")
-    found = cells(config)
-    if not found:
-        raise InputError("config key blocks: the grid is empty; add a block (see configs/quickstart.py)")
-    forecasting = [cell for cell in found if cell.forecasts]
+    todo = cells(config)
+    if not todo:
+        raise InputError("config key grids: they hold no cell; see configs/quickstart.py")
+    forecasting = [cell for cell in todo if cell.forecasts]
     if forecasting and not config.predictor:
         raise InputError(
             f"config key predictor: {forecasting[0].label()} forecasts; train one with train.predictor and name it"
         )
-    return found
+    return todo
 
 
 def prepare(config: ml_collections.ConfigDict, workdir: Path, todo: Sequence[Cell]) -> Setting:
@@ -63,7 +63,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, todo: Sequence[Cel
     model = load_model(config.model, config.dtype, host_memory_budget=host_memory_budget)
     predictor = None
     if config.predictor:
-        predictor = load_predictor(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
+        predictor = Predictor.load(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
     wanted = sorted({cell.expert_dtype for cell in todo if cell.expert_dtype})
     quantized = {name: with_expert_dtype(model, name, host_memory_budget) for name in wanted}
     for served in (model, *quantized.values()):
@@ -170,7 +170,7 @@ def _run_cells(config: ml_collections.ConfigDict, setting: Setting, todo: list[C
 def _run_cell(config, setting: Setting, cell: Cell, writer: ResultWriter, outcomes: dict, outcome_of) -> None:
     data = setting.data[cell.task]
     is_reference = cell == cell.resident
-    truth = outcome_of(cell.resident).needed if cell.policy == "oracle" else None
+    truth = outcome_of(cell.resident).needed if cell.variant.forecast == "truth" else None
     execution = execute(setting, cell, truth)
     outcome = Outcome.of(data, execution)
     if is_reference:

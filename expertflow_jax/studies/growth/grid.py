@@ -4,13 +4,16 @@ Rows are JSON lines of two kinds, `host` and `scheduler`; microseconds and secon
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import ml_collections
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.offload.policies import make_policy
-from expertflow_jax.scheduling import make_scheduler
+from expertflow_jax.harness.cells import Axis, made_by, number, values
+from expertflow_jax.harness.fields import checked
+from expertflow_jax.offload.variant import Variant
+from expertflow_jax.scheduling import scheduler_class
 from expertflow_jax.simulation.host_cost import HostCell
 from expertflow_jax.simulation.machines import Machine, gpu_machine, recorded_machine
 from expertflow_jax.studies.growth.schedulers import Workload
@@ -41,33 +44,34 @@ def host_cells(config: ml_collections.ConfigDict) -> list[HostCell]:
       InputError: values that cannot be.
     """
     layers, experts, top_k = config.num_layers, config.num_experts, config.top_k
-    for key, least in (("layers", 1), ("experts", top_k), ("batch_sizes", 1)):
-        values = config[key]
-        if not values or min(values) < least:
-            raise InputError(f"config key {key}: {tuple(values)}: wants numbers of at least {least}")
-    if not 0 < config.cache_fraction <= 1:
-        raise InputError(f"config key cache_fraction: {config.cache_fraction} is not above 0 and at most 1")
+    axes = (
+        Axis("layers", number(1)),
+        Axis("experts", number(top_k)),
+        Axis("batch_sizes", number(1)),
+        Axis("policies", made_by(Variant.of)),
+    )
+    *sweeps, policies = values("config key ", config, axes)
+    if not all(sweeps):
+        raise InputError("config key layers, experts or batch_sizes: want one number at least")
     for key in ("steps", "repeats"):
-        if config[key] < 1:
-            raise InputError(f"config key {key}: {config[key]} is below 1")
-    for policy in config.policies:
-        make_policy(policy)
-    found: dict[tuple, HostCell] = {}
+        number(1)(f"config key {key}", config[key])
+    number(0.0, 1.0, above=True, unit="it is slots / experts")("config key cache_fraction", config.cache_fraction)
+    by_place: dict[tuple, HostCell] = {}
 
     def add(sweep: str, policy: str, layers: int, experts: int, size: int, clock: str = "virtual", cache=None) -> None:
         cell = HostCell(sweep, policy, layers, experts, top_k, size, cache or config.cache_fraction, clock)
-        found.setdefault(dataclasses.astuple(cell), cell)
+        by_place.setdefault(dataclasses.astuple(cell), cell)
 
-    for policy in config.policies:
+    for policy in policies:
         for size in config.batch_sizes:
             add("target", policy, layers, experts, size, cache=1.0)  # nothing travels
             add("target", policy, layers, experts, size)
             add("target", policy, layers, experts, size, "real")
-            for number in config.layers:
-                add("layers", policy, number, experts, size)
-            for number in config.experts:
-                add("experts", policy, layers, number, size)
-    return list(found.values())
+            for depth in config.layers:
+                add("layers", policy, depth, experts, size)
+            for width in config.experts:
+                add("experts", policy, layers, width, size)
+    return list(by_place.values())
 
 
 def scheduler_cells(config: ml_collections.ConfigDict) -> list[SchedulerCell]:
@@ -76,8 +80,8 @@ def scheduler_cells(config: ml_collections.ConfigDict) -> list[SchedulerCell]:
     Raises:
       InputError: values that cannot be.
     """
-    if min(config.windows, default=1) < 1:
-        raise InputError(f"config key windows: {tuple(config.windows)}: wants numbers of at least 1")
+    axes = (Axis("windows", number(1)), Axis("schedulers", made_by(scheduler_class)))
+    windows, schedulers = values("config key ", config, axes)
     cells = []
     for name, w in config.workloads.items():
         if w.recorded_costs:
@@ -88,22 +92,21 @@ def scheduler_cells(config: ml_collections.ConfigDict) -> list[SchedulerCell]:
         if min(sizes) < 1 or w.top_k > w.num_experts:
             raise InputError(f"config key workloads.{name}: sizes below 1, or more experts per token than there are")
         work = Workload(name, machine, *sizes, config.cache_fraction)
-        for scheduler in config.schedulers:
-            make_scheduler(scheduler, batch_size=w.batch_size)
-            cells += [SchedulerCell(work, scheduler, window) for window in config.windows if window <= w.longest]
+        points = itertools.product(schedulers, windows)
+        cells += [SchedulerCell(work, scheduler, window) for scheduler, window in points if window <= w.longest]
     return cells
 
 
 def host_row(cell: HostCell, cost: Any) -> dict[str, Any]:
     """As written to results.jsonl."""
-    return {"kind": "host", **dataclasses.asdict(cell), **dataclasses.asdict(cost)}
+    return checked("scale", {"kind": "host", **dataclasses.asdict(cell), **dataclasses.asdict(cost)})
 
 
 def scheduler_row(cell: SchedulerCell, seconds: float, one_batch: float) -> dict[str, Any]:
     """As written to results.jsonl. Args: one_batch: simulated seconds of running one."""
     work = cell.workload
     batches = -(-cell.window // work.batch_size)
-    return {
+    row = {
         "kind": "scheduler",
         "workload": work.name,
         "machine": work.machine.name,
@@ -117,3 +120,4 @@ def scheduler_row(cell: SchedulerCell, seconds: float, one_batch: float) -> dict
         "scheduled_seconds": batches * one_batch,
         "share": seconds / (batches * one_batch),
     }
+    return checked("scale", row)

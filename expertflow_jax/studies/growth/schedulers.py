@@ -10,8 +10,8 @@ import time
 
 import numpy as np
 
-from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.store import ExpertSizes
+from expertflow_jax.offload.variant import Variant, new_engine
 from expertflow_jax.scheduling import make_scheduler
 from expertflow_jax.simulation.host_cost import HORIZON, SKILL
 from expertflow_jax.simulation.machines import Machine
@@ -60,8 +60,7 @@ def batch_seconds(work: Workload, seed: int, batches: int = 2) -> float:
     steps = noisy_horizons(steps, seed + 1, SKILL, look_ahead=HORIZON)
     sizes = ExpertSizes(work.num_layers, work.num_experts, work.machine.expert_bytes)
     slots = int(work.cache_fraction * work.num_layers * work.num_experts)
-    engine = ExpertCacheEngine(sizes, slots, "expertflow", work.machine.link)
-    engine.warm_up()
+    engine = new_engine(sizes, Variant.of("expertflow"), slots, work.machine.link)
     first = len(steps) // (batches + 1)
     replay(engine, steps[:first], work.machine.costs)
     engine.reset_stats()

@@ -19,9 +19,10 @@ from expertflow_jax.checkpoints import save_hf
 from expertflow_jax.inference.forecasting import NoForecast
 from expertflow_jax.models.causal_lm import CausalLM
 from expertflow_jax.offload.link import LinkSpec
+from expertflow_jax.offload.variant import RESIDENT
 from expertflow_jax.processing.batching import Prompt
 from expertflow_jax.studies.throughput import fused
-from expertflow_jax.studies.throughput.measure import VARIANTS, run_once
+from expertflow_jax.studies.throughput.measure import run_once
 from expertflow_jax.studies.throughput.reference import ReferenceProcess
 from expertflow_jax.workloads.setups import Setup
 from expertflow_jax.workloads.shapes import VOCABULARY
@@ -91,7 +92,7 @@ def compare(setup: Setup, batch_size: int, new_tokens: int, repeats: int, python
 
 def _in_turns(window: Window, runs: dict[str, Callable[[], float]], repeats: int) -> list[Comparison]:
     def engine() -> float:
-        return run_once(window, VARIANTS["resident"], 0, LinkSpec()).seconds
+        return run_once(window, RESIDENT, 0, LinkSpec()).seconds
 
     seconds: dict[str, list[float]] = {name: [] for name in ("engine", *runs)}
     for turn in range(repeats + 2):

@@ -15,40 +15,11 @@ import numpy as np
 from expertflow_jax.harness import timeline
 from expertflow_jax.inference.device_memory import bytes_in_use
 from expertflow_jax.inference.rows import GROUP_SIZES, SMALLEST_ROWS, expert_rows
-from expertflow_jax.inference.session import InferenceSession
+from expertflow_jax.inference.served import serve
 from expertflow_jax.offload.clock import Event, RealClock
-from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.link import LinkSpec
-from expertflow_jax.offload.misses import make_miss_policy
+from expertflow_jax.offload.variant import Variant
 from expertflow_jax.workloads.windows import Window, make_forecasters
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """A policy with where its forecast comes from: "none", "predictor" or "truth"."""
-
-    policy: str
-    forecast: str = "none"
-
-    @property
-    def label(self) -> str:
-        """As in tables; `expertflow` alone is the one with the trained predictor."""
-        if self.policy == "expertflow" and self.forecast != "predictor":
-            return f"expertflow({self.forecast})"
-        return self.policy
-
-
-VARIANTS = {
-    variant.label: variant
-    for variant in (
-        Variant("resident"),
-        Variant("on_demand"),
-        Variant("cache_moe"),
-        Variant("expertflow", "predictor"),
-        Variant("expertflow", "truth"),
-        Variant("oracle", "truth"),
-    )
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +80,7 @@ def run_once(
     """Runs the window once from a warm cache.
 
     Args:
-      slots: S; `resident` takes as many as there are experts.
+      slots: S; a policy that keeps everything takes as many as there are experts.
       truth: what each step needs, for variants that know it.
       sample_memory: look at what lives on the device, which takes time of its own.
     """
@@ -117,13 +88,11 @@ def run_once(
     gc.collect()
     before = bytes_in_use()
     clock = RealClock()
-    slots = setup.num_experts if variant.policy == "resident" else slots
-    with ExpertCacheEngine(setup.store, slots, variant.policy, link, clock) as engine:
-        engine.warm_up()
+    with serve(setup, variant, slots, link, clock) as session:
+        engine = session.engine
         inside = engine.pool.key_of[engine.pool.key_of >= 0].tolist()
-        session = InferenceSession(setup.stages, engine, make_miss_policy("wait"))
         session.records, session.samples_memory = [], sample_memory
-        forecasters = make_forecasters(window, variant.forecast if engine.forecasts else "none", clock, truth, session)
+        forecasters = make_forecasters(window, variant, truth, session)
         started = window.start(session)
         if setup.replayed:
             setup.stages.foretell(window.routing())

@@ -21,18 +21,21 @@ from expertflow_jax.files import make_folder, write_atomically, write_json
 from expertflow_jax.harness import timeline
 from expertflow_jax.harness.data import prepare as prepare_task
 from expertflow_jax.harness.environment import describe_environment
+from expertflow_jax.harness.rows import to_csv
 from expertflow_jax.harness.workdir import Workdir, read_json
 from expertflow_jax.inference.loading import LoadedModel, load_model
 from expertflow_jax.locate import locate
 from expertflow_jax.offload.budget import format_bytes
 from expertflow_jax.offload.link import LinkSpec
-from expertflow_jax.predictor import load_predictor
+from expertflow_jax.offload.variant import RESIDENT, Variant
+from expertflow_jax.predictor import Predictor
 from expertflow_jax.simulation.gpus import scaled_link
 from expertflow_jax.simulation.limits import least_transfers, limit_seconds
+from expertflow_jax.simulation.synthetic import forecast_recall
 from expertflow_jax.studies.throughput import sections
 from expertflow_jax.studies.throughput.grid import Cell, cells_of
-from expertflow_jax.studies.throughput.measure import VARIANTS, Repeat, compile_groups, run_once
-from expertflow_jax.studies.throughput.results import Row, forecast_recall, make_row, parse_row, to_csv
+from expertflow_jax.studies.throughput.measure import Repeat, compile_groups, run_once
+from expertflow_jax.studies.throughput.results import Row, make_row
 from expertflow_jax.tasks.digit_scenes.files import write_benchmark
 from expertflow_jax.tasks.registry import make_task
 from expertflow_jax.workloads import setups
@@ -54,7 +57,7 @@ class Models:
         self._setups: dict[str, Setup] = {}
         self.model = load_model(config.model)
         path = locate(config.predictor, "predictor")
-        self.predictor = load_predictor(path, expect_fingerprint=self.model.fingerprint)
+        self.predictor = Predictor.load(path, expect_fingerprint=self.model.fingerprint)
         steps = max(steps for *_, steps in config.windows)
         self.recording = _recorded(self.model, config.sequences, steps, config.seed)
         self._uses = setups.predicted_uses(self.predictor, self.recording)
@@ -126,7 +129,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
     plain = json.loads(config.to_json_best_effort())
     console = Console(width=None if sys.stdout.isatty() else 118)
     with Workdir(workdir, plain, describe_environment(config.seed)) as place:
-        results = place.row_file("results.jsonl", parse_row, dataclasses.asdict)
+        results = place.row_file("results.jsonl", Row.from_json, Row.to_json)
         whole = _whole_cells(results.rows, cells)
         results.keep(lambda row: row.cell in whole)
         models = Models(config)
@@ -174,7 +177,7 @@ def link_of(config: ml_collections.ConfigDict, models: Models, name: str, workdi
 def reference_seconds(models: Models, name: str, repeats: int = 7) -> float:
     """The reference work of `gpus.py`: a resident decode step of one sequence, per MoE layer, median of runs."""
     window = models.reference_window(name)
-    runs = [run_once(window, VARIANTS["resident"], 0, LinkSpec()) for _ in range(repeats + 1)][1:]
+    runs = [run_once(window, RESIDENT, 0, LinkSpec()) for _ in range(repeats + 1)][1:]
     return float(np.median([run.seconds for run in runs])) / window.num_steps / window.setup.store.num_layers
 
 
@@ -182,13 +185,16 @@ def _run_cell(config: ml_collections.ConfigDict, models: Models, cell: Cell, wor
     window = models.window(cell)
     setup = window.setup
     link = link_of(config, models, cell.model, workdir)
-    plans = {name: window.plan(cell.cache_fraction, VARIANTS[name].forecast == "predictor") for name in cell.variants}
+    variants = {name: Variant.of(name) for name in cell.variants}
     resident_plan = window.plan(1.0, False)
-    plans = {name: resident_plan if name == "resident" else memory for name, memory in plans.items()}
+    plans = {
+        name: resident_plan if v.whole else window.plan(cell.cache_fraction, v.forecast == "predictor")
+        for name, v in variants.items()
+    }
     compile_groups(window)
-    reference = run_once(window, VARIANTS["resident"], 0, link)  # compiles, and says what each step needs
+    reference = run_once(window, RESIDENT, 0, link)  # compiles, and says what each step needs
     warm = {
-        name: run_once(window, VARIANTS[name], plans[name].slots, link, reference.needed, sample_memory=True)
+        name: run_once(window, variants[name], plans[name].slots, link, reference.needed, sample_memory=True)
         for name in cell.variants
     }
     before = _compilations(setup)
@@ -197,16 +203,16 @@ def _run_cell(config: ml_collections.ConfigDict, models: Models, cell: Cell, wor
     for turn in range(config.repeats):
         order = cell.variants[turn % len(cell.variants) :] + cell.variants[: turn % len(cell.variants)]
         for name in order:
-            repeats[name].append(run_once(window, VARIANTS[name], plans[name].slots, link, reference.needed))
+            repeats[name].append(run_once(window, variants[name], plans[name].slots, link, reference.needed))
     gc.unfreeze()
     made = _compilations(setup) - before
-    resident = repeats.get("resident") or [reference]
+    resident = repeats.get(RESIDENT.label) or [reference]
     resident_seconds = float(np.median([repeat.seconds for repeat in resident]))
     forecasts = [own for batch in window.forecasts() for own, _ in batch]
     recalls = {"none": None, "truth": 1.0, "predictor": forecast_recall(reference.needed, forecasts)}
     rows = []
     for name, found in repeats.items():
-        variant, inside = VARIANTS[name], found[0].inside
+        variant, inside = variants[name], found[0].inside
         least = least_transfers(reference.needed, plans[name].slots, inside) * setup.store.expert_bytes
         rows.append(
             make_row(

@@ -31,7 +31,7 @@ def cell_grid(rows: Sequence[Row]) -> Grid:
                 f"{row.tokens_per_second:.0f}",
                 f"[{row.tokens_per_second_min:.0f}, {row.tokens_per_second_max:.0f}]",
                 f"{row.fraction_of_limit:.2f}",
-                f"{row.hit_rate:.2f}",
+                "" if row.hit_rate is None else f"{row.hit_rate:.2f}",
                 "" if row.overlap is None else f"{row.overlap:.2f}",
                 *(f"{1e3 * seconds:.1f}" for seconds in times),
                 format_bytes(row.bytes_transferred),

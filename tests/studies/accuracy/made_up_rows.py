@@ -17,7 +17,7 @@ EXPERTS, EXPERT_BYTES, FIXED_BYTES, PREDICTOR_BYTES = 384, 36_864, 6_000_000, 90
 FRACTIONS = (0.125, 0.25, 0.5, 0.75)
 SKILL = {"on_demand": 1.0, "cache_moe": 0.93, "expertflow": 0.55, "oracle": 0.3}
 ENVIRONMENT = {"packages": {"jax": "0.11.2", "numpy": "2.1.0"}, "python": "3.12.4", "devices": ["cpu"]}
-CONFIG = {"batch_size": 8, "num_examples": 128, "seeds": [0], "blocks": {"lossy": {"policies": ["expertflow"]}}}
+CONFIG = {"batch_size": 8, "num_examples": 128, "seeds": [0], "grids": {"lossy": {"policies": ["expertflow"]}}}
 
 
 def row(**changes: Any) -> CellRow:
@@ -27,6 +27,7 @@ def row(**changes: Any) -> CellRow:
         "task": "vqa_v2",
         "split": "val",
         "policy": "resident",
+        "forecast": "none",
         "scheduler": "fifo",
         "miss_policy": "wait",
         "expert_dtype": "float32",

@@ -59,14 +59,14 @@ def test_predictor_costs_and_study(tmp_path):
         "--config.num_examples=8",
         "--config.batch_size=4",
         "--config.bootstrap_samples=100",
-        "--config.blocks.policies.policies=('resident','cache_moe','expertflow')",
-        "--config.blocks.policies.cache_fractions=(0.5,)",
-        "--config.blocks.cache_moe_greedy.cache_fractions=(0.5,)",
-        "--config.blocks.schedulers.cache_fractions=(0.5,)",
-        "--config.blocks.schedulers.schedulers=('random',)",
-        "--config.blocks.lossy.cache_fractions=(0.5,)",
-        "--config.blocks.lossy.schedulers=('fifo',)",
-        "--config.blocks.lossy.miss_policies=('drop',)",
+        "--config.grids.policies.policies=('resident','cache_moe','expertflow')",
+        "--config.grids.policies.cache_fractions=(0.5,)",
+        "--config.grids.cache_moe_greedy.cache_fractions=(0.5,)",
+        "--config.grids.schedulers.cache_fractions=(0.5,)",
+        "--config.grids.schedulers.schedulers=('random',)",
+        "--config.grids.lossy.cache_fractions=(0.5,)",
+        "--config.grids.lossy.schedulers=('fifo',)",
+        "--config.grids.lossy.miss_policies=('drop',)",
     )
     assert studied == 0
     rows = [json.loads(line) for line in (tmp_path / "study" / "results.jsonl").read_text().splitlines()]

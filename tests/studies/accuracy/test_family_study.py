@@ -63,10 +63,10 @@ def test_predictor_costs_and_study(case, data, tmp_path):
         "--config.num_examples=8",
         "--config.batch_size=4",
         "--config.bootstrap_samples=100",
-        "--config.blocks.lossless.policies=('resident','on_demand','cache_moe','expertflow')",
-        "--config.blocks.lossless.cache_fractions=(0.5,)",
-        "--config.blocks.lossy.cache_fractions=(0.5,)",
-        "--config.blocks.lossy.miss_policies=('drop',)",
+        "--config.grids.lossless.policies=('resident','on_demand','cache_moe','expertflow')",
+        "--config.grids.lossless.cache_fractions=(0.5,)",
+        "--config.grids.lossy.cache_fractions=(0.5,)",
+        "--config.grids.lossy.miss_policies=('drop',)",
     )
     assert studied == 0
     rows = [json.loads(line) for line in (tmp_path / "study" / "results.jsonl").read_text().splitlines()]

@@ -14,7 +14,7 @@ import pytest
 from made_up_rows import row
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.harness.rows import CellRow, cell_id
+from expertflow_jax.harness.rows import ROW_KEYS, CellRow, cell_id
 from expertflow_jax.studies.accuracy import result_files as results
 from expertflow_jax.studies.accuracy.result_files import ResultWriter, read_rows
 
@@ -162,7 +162,7 @@ def test_rows_survive_the_trip_through_the_file(tmp_path):
         writer.finish()
     assert read_rows(tmp_path) == rows
     header, *lines = (tmp_path / "results.csv").read_text().splitlines()
-    assert header.split(",") == list(results.ROW_KEYS)
+    assert header.split(",") == list(ROW_KEYS)
     assert len(lines) == 2
 
 

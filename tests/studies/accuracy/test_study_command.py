@@ -30,11 +30,11 @@ def get_config():
     config.digit_scenes.train = 8
     config.digit_scenes.val = 24
     config.bootstrap_samples = 200
-    block = study_base.block
-    config.blocks.lossless = block(
+    grid = study_base.grid
+    config.grids.lossless = grid(
         ("resident", "cache_moe", "expertflow", "oracle"), ("fifo", "greedy"), cache_fractions=(0.25,)
     )
-    config.blocks.lossy = block(("expertflow",), ("fifo",), ("substitute",), memory_budgets=("14MiB",))
+    config.grids.lossy = grid(("expertflow",), ("fifo",), ("substitute",), memory_budgets=("14MiB",))
     return config
 """
 

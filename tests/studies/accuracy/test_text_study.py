@@ -27,9 +27,9 @@ def test_perplexity_of_a_text(documents, tmp_path):
         f"--config.data_dir={tmp_path}",
         f"--workdir={workdir}",
         "--config.batch_size=2",
-        "--config.blocks.lossless.cache_fractions=(0.25,)",
-        "--config.blocks.lossy.cache_fractions=(0.25,)",
-        "--config.blocks.lossy.miss_policies=('drop',)",
+        "--config.grids.lossless.cache_fractions=(0.25,)",
+        "--config.grids.lossy.cache_fractions=(0.25,)",
+        "--config.grids.lossy.miss_policies=('drop',)",
         "--config.bootstrap_samples=100",
         "--config.text_tokens=8",
     ]

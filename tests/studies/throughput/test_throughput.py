@@ -72,9 +72,9 @@ def test_a_run_goes_on_after_a_kill(workdir, capsys):
         ("--config.repeats=0", "repeats"),
         ("--config.minutes=0.0", "minutes"),
         ("--config.baseline_models=('gpt',)", "gpt"),
-        ("--config.blocks.one.variants=('lru',)", "lru"),
-        ("--config.blocks.one.batch_sizes=(7,)", "windows"),
-        ("--config.blocks.one.cache_fractions=(1.5,)", "1.5"),
+        ("--config.grids.one.variants=('lru',)", "lru"),
+        ("--config.grids.one.batch_sizes=(7,)", "windows"),
+        ("--config.grids.one.cache_fractions=(1.5,)", "1.5"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(override, named, capsys):

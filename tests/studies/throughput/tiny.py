@@ -2,8 +2,8 @@
 
 import ml_collections
 
-from configs.throughput_cpu import block
 from configs.throughput_cpu import get_config as full_config
+from configs.throughput_cpu import grid
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -18,6 +18,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.host_cost = False
     variants = ("resident", "cache_moe", "expertflow", "expertflow(truth)")
     with config.unlocked():
-        config.blocks = ml_collections.ConfigDict()
-        config.blocks.one = block(("switch_base_8",), ("decode",), (1,), (0.5, 0.0), variants)
+        config.grids = ml_collections.ConfigDict()
+        config.grids.one = grid(("switch_base_8",), ("decode",), (1,), (0.5, 0.0), variants)
     return config

@@ -1,0 +1,94 @@
+"""A model served through an expert cache: the one place where stages, engine, miss policy and forecaster come together.
+
+    with serve(model, Variant.of("expertflow"), slots, link) as session:
+        forecaster = make_forecaster(session, variant, predictor)
+
+Axes: L MoE layers, E experts.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from expertflow_jax.inference.forecasting import Forecaster, NoForecast, PredictedForecast, TrueForecast
+from expertflow_jax.inference.session import InferenceSession
+from expertflow_jax.offload.clock import Clock
+from expertflow_jax.offload.link import LinkSpec
+from expertflow_jax.offload.misses import MissPolicy, make_miss_policy
+from expertflow_jax.offload.variant import Variant, new_engine
+from expertflow_jax.predictor import Predictor
+from expertflow_jax.simulation.costs import ComputeCosts
+
+
+class Served(Protocol):
+    """What a session needs of a model: a `LoadedModel` has it, and a `workloads.setups.Setup`."""
+
+    @property
+    def stages(self) -> Any:
+        """Compiled stages with the dense parameters."""
+
+    @property
+    def store(self) -> Any:
+        """The host tier with all experts."""
+
+
+def open_session(
+    model: Served,
+    variant: Variant,
+    slots: int | None = None,
+    link: LinkSpec | str = "direct",
+    clock: Clock | None = None,
+    *,
+    miss_policy: str | type[MissPolicy] | MissPolicy = "wait",
+    costs: ComputeCosts | None = None,
+    disk: LinkSpec | str = "direct",
+    stages: Any = None,
+) -> InferenceSession:
+    """A session on a warm cache of its own; close its `engine` at the end, or use `serve`.
+
+    Args:
+      slots: expert slots; None, or a policy that keeps everything: as many as there are experts.
+      clock: a new virtual one by default.
+      miss_policy: a name, "package.module:Class", a class or an object.
+      costs: seconds of each stage on a virtual clock; None under the real one.
+      disk: from files to host memory, on the virtual clock.
+      stages: instead of the model's own, for example ones that are listened to.
+
+    Raises:
+      InputError: fewer slots than the policy needs, or an unknown link or miss policy.
+    """
+    misses = make_miss_policy(miss_policy)
+    engine = new_engine(model.store, variant, slots, link, clock, disk)
+    return InferenceSession(model.stages if stages is None else stages, engine, misses, costs)
+
+
+@contextlib.contextmanager
+def serve(*args: Any, **options: Any) -> Iterator[InferenceSession]:
+    """`open_session`, with the engine closed at the end."""
+    session = open_session(*args, **options)
+    with session.engine:
+        yield session
+
+
+def make_forecaster(
+    session: InferenceSession,
+    variant: Variant,
+    predictor: Predictor | None = None,
+    truth: Sequence[np.ndarray] | np.ndarray | None = None,
+    look_ahead: int = 8,
+) -> Forecaster:
+    """Where the variant's horizons come from, for steps that this session will run.
+
+    Args:
+      predictor: for the forecast "predictor"; None stands for no forecast.
+      truth: for the forecast "truth": bool [L, E] of every step, in order.
+      look_ahead: steps of the truth that a horizon holds.
+    """
+    if variant.forecast == "truth":
+        assert truth is not None, "the truth is known after the resident run"
+        return TrueForecast(list(truth), look_ahead)
+    if variant.forecast == "predictor" and predictor is not None and session.engine.forecasts:
+        return PredictedForecast(predictor, session.engine.clock, session.costs)
+    return NoForecast()
