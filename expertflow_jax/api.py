@@ -322,7 +322,7 @@ class OffloadedModel:
             raise InputError(f"{len(prompts)} sequences at once; load with max_batch_size={len(prompts)}")
         longest = max(len(p.input_ids) for p in prompts) + new_tokens
         if longest > self._size.prompt_tokens:
-            context = self._model.config.text.max_position_embeddings
+            context = self._model.config.text.context
             remedy = (
                 f"load with max_tokens={longest}" if longest <= context else f"the context is {context}; shorten it"
             )

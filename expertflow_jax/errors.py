@@ -3,6 +3,19 @@
 Commands print it as one line on standard error and exit with code 2 (see `expertflow_jax.cli`).
 """
 
+import reprlib
+
 
 class InputError(ValueError):
     """Bad configuration or bad input data. The message is one line: what is wrong, where, and what to do."""
+
+
+def brief(value: object, most: int = 120) -> str:
+    """A value from a file as messages show it: on one line, and cut where it is long or deep."""
+    text = value if isinstance(value, str) and value.isprintable() else _SHORT.repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
+_SHORT.maxlong = 60

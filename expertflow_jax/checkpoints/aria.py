@@ -34,7 +34,12 @@ class AriaNames(DecoderNames):
 
     def bound(self, config: AriaConfig, names: Collection[str] | None = None) -> "AriaNames":  # type: ignore[override]
         in_memory = names is not None and any(name.startswith(f"{IN_MEMORY.trunk}.") for name in names)
-        return IN_MEMORY if in_memory else self
+        return (IN_MEMORY if in_memory else self).headed(config, names)  # type: ignore[return-value]
+
+    def stacks(self, config: AriaConfig) -> dict[str, tuple[str, int]]:  # type: ignore[override]
+        tower = f"{self.root}vision_tower.encoder.layers"
+        layers = {f"text_config.{key}": stack for key, stack in super().stacks(config).items()}
+        return layers | {"vision_config.num_hidden_layers": (tower, config.vision.num_hidden_layers)}
 
     def spare(self, config: AriaConfig) -> set[str]:  # type: ignore[override]
         """A norm that nothing reads, and that the hub's files lack."""

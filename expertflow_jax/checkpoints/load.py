@@ -13,9 +13,10 @@ from flax import nnx
 
 from expertflow_jax.checkpoints.expert_files import ExpertFiles
 from expertflow_jax.checkpoints.families import FAMILIES, family_of
-from expertflow_jax.checkpoints.files import TensorFiles, all_finite, read_json
+from expertflow_jax.checkpoints.files import SINGLE, TensorFiles, all_finite, read_json
 from expertflow_jax.checkpoints.names import DecoderNames, StoredExperts
-from expertflow_jax.errors import InputError
+from expertflow_jax.checkpoints.quantization import refuse_quantized_config, refuse_quantized_tensors
+from expertflow_jax.errors import InputError, brief
 from expertflow_jax.models.causal_lm import CausalLM, ModelConfig
 
 DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float32, "F64": jnp.float32}
@@ -26,13 +27,20 @@ def read_config(path: Path) -> ModelConfig:
     """The config of a checkpoint directory.
 
     Raises:
-      InputError: no config.json, or a model type that is not supported.
+      InputError: no config.json, a model type that is not supported, or quantised weights.
     """
-    values = read_json(path / "config.json")
+    file = path / "config.json"
+    values = read_json(file)
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise InputError(
-            f"{path / 'config.json'}: model_type {kind!r} is not supported; supported: {', '.join(sorted(FAMILIES))}"
+            f"{file}: model_type {_quoted(kind)} is not supported; supported: {', '.join(sorted(FAMILIES))}"
+        )
+    refuse_quantized_config(file, values)
+    if values.get("transformers_weights") is not None:
+        raise InputError(
+            f"{file}: transformers_weights names the file of the weights, which is not supported; remove the key and "
+            f"call the file {SINGLE}"
         )
     return FAMILIES[kind].config.from_hf(values)
 
@@ -55,6 +63,11 @@ def load_dense_and_experts(path: str | Path, dtype: Any = None) -> tuple[ModelCo
     config = read_config(path)
     family = family_of(config)
     files = TensorFiles(path)
+    refuse_quantized_tensors(path, files)
+    files.rename(_with_prefix(family.names, files.names))
+    table = family.names.bound(config, files.names)
+    _check_depth(path, table.stacks(config), files.names)
+    config = table.with_stored_head(config, files)
     table = family.names.bound(config, files.names)
     abstract = nnx.eval_shape(lambda: family.module(config, rngs=nnx.Rngs(0), with_experts=False))
     flat = list(nnx.to_flat_state(nnx.state(abstract)))
@@ -96,8 +109,31 @@ def load_model(path: str | Path, dtype: Any = None) -> CausalLM:
     return module
 
 
+def _with_prefix(table: DecoderNames, names: set[str]) -> dict[str, str]:
+    """New names of a bare trunk's tensors: its files lack the prefix `model.`, which transformers puts before them."""
+    prefix = "model."
+    if not f"{table.trunk}.".startswith(prefix) or any(name.startswith(prefix) for name in names):
+        return {}
+    return {name: prefix + name for name in names if not name.startswith(table.head)}
+
+
+def _check_depth(path: Path, stacks: dict[str, tuple[str, int]], names: set[str]) -> None:
+    """Compares numbers of layers with the files, before anything is built as large as the config says."""
+    for key, (module, count) in stacks.items():
+        begin = f"{module}."
+        layers = {name[len(begin) :].partition(".")[0] for name in names if name.startswith(begin)}
+        if layers and len(layers) < count:
+            raise InputError(
+                f"{path}: tensors do not fit config.json: {key} is {count}, the files hold {len(layers)} of {module}"
+            )
+
+
+def _quoted(value: Any) -> str:
+    return repr(value) if isinstance(value, str) and len(value) <= 60 else brief(value)
+
+
 def _some(names: list[str]) -> str:
-    return f"{', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
+    return f"{', '.join(map(brief, names[:SHOWN]))}{', ...' if len(names) > SHOWN else ''}"
 
 
 def _check(
@@ -113,7 +149,7 @@ def _check(
         expected |= ways[stored[layer]]
     missing = sorted(name for name in expected if name not in files.names)
     misshaped = [
-        f"{name} is {files.shape(name)}, the config says {shape}"
+        f"{brief(name)} is {brief(files.shape(name))}, the config says {shape}"
         for name, shape in sorted(expected.items())
         if name in files.names and files.shape(name) != shape
     ]
@@ -122,9 +158,9 @@ def _check(
         name for name in files.names - set(expected) - table.spare(config) if not name.endswith(".rotary_emb.inv_freq")
     )
     problems = [
-        f"{len(found)} {kind}: {_some(found)}"
-        for kind, found in (("missing", missing), ("unexpected", unexpected), ("of the wrong shape", misshaped))
-        if found
+        f"{len(tensors)} {kind}: {_some(tensors)}"
+        for kind, tensors in (("missing", missing), ("unexpected", unexpected), ("of the wrong shape", misshaped))
+        if tensors
     ]
     if problems:
         raise InputError(f"{path}: tensors do not fit config.json: {'; '.join(problems)}")

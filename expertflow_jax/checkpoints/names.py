@@ -114,6 +114,7 @@ class DecoderNames:
       block: module of router and shared expert in a layer.
       router, shared_expert: modules in the block.
       head: module of the output projection.
+      table: module of the embeddings, if it is another than the trunk's.
     """
 
     experts: tuple[StoredExperts, ...]
@@ -122,10 +123,33 @@ class DecoderNames:
     router: str = "gate"
     shared_expert: str = "shared_expert"
     head: str = "lm_head"
+    table: str = ""
 
     def bound(self, config: ModelConfig, names: Collection[str] | None = None) -> "DecoderNames":
         """The table of one model; `names`: of the tensors in the files that are to be read with it."""
-        return self
+        return self.headed(config, names)
+
+    def headed(self, config: ModelConfig, names: Collection[str] | None) -> "DecoderNames":
+        """The table for files that hold a tied head alone: then it is the embedding table too, as in transformers."""
+        head, table = f"{self.head}.weight", f"{self.trunk}.embed_tokens.weight"
+        alone = names is not None and config.tie_word_embeddings and head in names and table not in names
+        return dataclasses.replace(self, table=self.head) if alone else self
+
+    def stacks(self, config: ModelConfig) -> dict[str, tuple[str, int]]:
+        """Key of config.json -> module that holds numbered layers, and how many the config speaks of."""
+        return {"num_hidden_layers": (f"{self.trunk}.layers", config.text.num_hidden_layers)}
+
+    def with_stored_head(self, config: ModelConfig, files: TensorFiles) -> ModelConfig:
+        """The config as transformers loads it: a head that config.json ties but the files hold with other numbers
+        than the embeddings stays the files' own.
+
+        Args:
+          files: with names as `bound` expects them.
+        """
+        head, table = f"{self.head}.weight", self.hf_name(("embed_tokens", "embedding"))
+        if not config.tie_word_embeddings or not {head, table} <= files.names or files.same(head, table):
+            return config
+        return dataclasses.replace(config, tie_word_embeddings=False)  # type: ignore[type-var]
 
     def spare(self, config: ModelConfig) -> set[str]:
         """Tensors that may be stored without being needed: a tied head."""
@@ -140,6 +164,8 @@ class DecoderNames:
         head, *rest, leaf = (str(part) for part in path)
         if head == "lm_head":
             return f"{self.head}.{LEAVES[leaf]}"
+        if head == "embed_tokens" and self.table:
+            return f"{self.table}.{LEAVES[leaf]}"
         if head == "layers":
             number, first, *inner = rest
             blocks = {

@@ -12,6 +12,10 @@ from expertflow_jax.models.qwen3_vl_config import Qwen3VLMoeConfig
 class Qwen3VLMoeNames(DecoderNames):
     """The decoder's names with those of the vision tower."""
 
+    def stacks(self, config: Qwen3VLMoeConfig) -> dict[str, tuple[str, int]]:  # type: ignore[override]
+        layers = {f"text_config.{key}": stack for key, stack in super().stacks(config).items()}
+        return layers | {"vision_config.depth": ("model.visual.blocks", config.vision.depth)}
+
     def hf_name(self, path: Path) -> str:
         head, *rest, leaf = (str(part) for part in path)
         if head != "vision":

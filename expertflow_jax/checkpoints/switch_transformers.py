@@ -8,10 +8,13 @@ import numpy as np
 from expertflow_jax.checkpoints.files import TensorFiles
 from expertflow_jax.checkpoints.names import LEAVES, DecoderNames, Path, Shape
 from expertflow_jax.models.causal_lm import ModelConfig
+from expertflow_jax.models.switch_config import SwitchConfig
 
 TABLES = {"embed_tokens": "encoder.embed_tokens.weight", "decoder_embed_tokens": "decoder.embed_tokens.weight"}
+HEAD = {"lm_head": "lm_head.weight"}
 SHARED = "shared.weight"
-ONE_TABLE = (SHARED, *TABLES.values(), "lm_head.weight")  # what a single table may be stored as, often as all of them
+# What a single table may be stored as, often as all of them; transformers ties the others to the first that is there.
+ONE_TABLE = (SHARED, *TABLES.values(), *HEAD.values())
 UNREAD = (
     "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"  # of old files; cross-attention has none
 )
@@ -61,36 +64,55 @@ class SwitchNames(DecoderNames):
 
     Attributes:
       encoder_layers: of the model.
-      tables: tensors of the two embedding tables, by their names here.
+      tables: tensors of the two embedding tables and the head, by their names here.
     """
 
+    trunk: str = ""
     encoder_layers: int = 0
-    tables: tuple[tuple[str, str], ...] = tuple(TABLES.items())
+    tables: tuple[tuple[str, str], ...] = tuple((TABLES | HEAD).items())
 
-    def bound(self, config: ModelConfig, names: Collection[str] | None = None) -> "SwitchNames":
+    def bound(self, config: SwitchConfig, names: Collection[str] | None = None) -> "SwitchNames":  # type: ignore[override]
         # Files that transformers 4 wrote hold one table for both stacks, whether the head is tied or not.
-        known = {SHARED} if names is None else set(names)
-        shared = config.tie_word_embeddings or (names is not None and not set(TABLES.values()) & known)
-        one = next((name for name in ONE_TABLE if name in known), SHARED) if config.tie_word_embeddings else SHARED
-        tables = dict.fromkeys(TABLES, one) if shared else TABLES
-        layers = config.text.encoder_layers  # type: ignore[attr-defined]
+        own = TABLES | HEAD
+        one = next((name for name in ONE_TABLE if name in names), SHARED) if names is not None else SHARED
+        if config.one_table:
+            tables = dict.fromkeys(own, one)
+        elif names is None:
+            tables = own
+        elif config.tie_word_embeddings:
+            tables = {key: name if name in names else one for key, name in own.items()}
+        else:
+            tables = own if set(TABLES.values()) & set(names) else dict.fromkeys(TABLES, SHARED) | HEAD
+        layers = config.text.encoder_layers
         return SwitchNames((SwitchExperts(layers),), encoder_layers=layers, tables=tuple(tables.items()))
+
+    def stacks(self, config: SwitchConfig) -> dict[str, tuple[str, int]]:  # type: ignore[override]
+        text = config.text
+        return {
+            "num_layers": ("encoder.block", text.encoder_layers),
+            "num_decoder_layers": ("decoder.block", text.decoder_layers),
+        }
+
+    def with_stored_head(self, config: SwitchConfig, files: TensorFiles) -> SwitchConfig:  # type: ignore[override]
+        if not config.tie_word_embeddings:
+            return config
+        first, *others = [name for name in ONE_TABLE if name in files.names] or [SHARED]
+        one = all(files.same(first, name) for name in others)
+        return config if one else dataclasses.replace(config, own_tables=True)
 
     def spare(self, config: ModelConfig) -> set[str]:
         return super().spare(config) | {SHARED, *TABLES.values(), UNREAD}
 
-    def copies(self, config: ModelConfig) -> dict[str, str]:
+    def copies(self, config: SwitchConfig) -> dict[str, str]:  # type: ignore[override]
         """transformers 5 wants the shared table, which it does not read, beside two of its own."""
-        return {} if config.tie_word_embeddings else {SHARED: TABLES["embed_tokens"]}
+        return {} if config.one_table else {SHARED: TABLES["embed_tokens"]}
 
     def hf_name(self, path: Path) -> str:
         head, *rest, leaf = (str(part) for part in path)
-        if head in TABLES:
+        if head in TABLES | HEAD:
             return dict(self.tables)[head]
         if head == "norm":
             return "decoder.final_layer_norm.weight"
-        if head == "lm_head":
-            return "lm_head.weight"
         layer, first, *inner = rest
         block, part = _block(int(layer), self.encoder_layers)
         modules = {

@@ -110,7 +110,7 @@ def plan_service(
                 f"predictor: it forecasts {found[0]} layers of {found[1]} experts, the model has "
                 f"{len(text.moe_layers)} of {text.num_experts}; train one for this model with train.predictor"
             )
-    tokens = min(max_tokens, text.max_position_embeddings)
+    tokens = min(max_tokens, text.context)
     image = 0 if vision is None else vision.most_patches(min(max_image_tokens, tokens))
 
     def planned(sequences: int) -> tuple[RequestSize, MemoryPlan]:

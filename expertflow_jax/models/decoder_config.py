@@ -60,6 +60,12 @@ class DecoderConfig:
         """Whether each layer runs in decode steps; all run on prompts."""
         return (True,) * self.num_hidden_layers
 
+    @property
+    def context(self) -> int:
+        """Tokens that a sequence may have. Published recipes leave `max_position_embeddings` at the length before the
+        scaling, and transformers refuses no length; so the scaling's reach counts where it is longer."""
+        return max(self.max_position_embeddings, self.rope_scaling.reach(self.max_position_embeddings))
+
     def window(self, layer: int) -> int:
         """How many tokens decoder layer `layer` looks back at; 0: all."""
         return self.sliding_window if layer in self.sliding_layers else 0
@@ -89,6 +95,11 @@ class DecoderConfig:
                 f"{self.num_key_value_heads} does not divide num_attention_heads {self.num_attention_heads}",
             ),
             (self.head_dim % 2 == 0, "head_dim", f"{self.head_dim} is odd"),
+            (
+                self.rope_scaling.kind != "dynamic" or self.head_dim > 2,
+                "head_dim",
+                f"{self.head_dim} is too small for dynamic scaling",
+            ),
             (
                 self.num_experts_per_tok <= self.num_experts,
                 "num_experts_per_tok",

@@ -11,7 +11,7 @@ import numpy as np
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.models.decoder_config import DecoderConfig
-from expertflow_jax.models.rope_scaling import scaled_frequencies
+from expertflow_jax.models.rope_scaling import dynamic_frequencies, scaled_frequencies
 
 
 def interleaved_axes(head_dim: int, mrope_section: tuple[int, ...]) -> np.ndarray:
@@ -31,7 +31,13 @@ def rope_angles(positions: jax.Array, config: DecoderConfig) -> tuple[jax.Array,
     Returns:
       float32 [B, T, head_dim / 2], and a number.
     """
-    frequencies, scale = scaled_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    scaling, context = config.rope_scaling, config.max_position_embeddings
+    plain, scale = scaled_frequencies(config.head_dim, config.rope_theta, scaling)
+    frequencies: jax.Array = jnp.asarray(plain)
+    if scaling.kind == "dynamic":
+        lengths = positions.max(axis=(0, 2)) + 1
+        of_sequences = dynamic_frequencies(lengths, config.head_dim, config.rope_theta, scaling.factor, context)
+        frequencies = of_sequences[:, None]
     if not config.mrope_section:
         return positions[0][..., None].astype(jnp.float32) * frequencies, scale
     axes = interleaved_axes(config.head_dim, config.mrope_section)

@@ -1,17 +1,19 @@
 """Rotary frequencies stretched to longer contexts, as transformers' modeling_rope_utils computes them.
 
-Only kinds whose frequencies are a function of the config: LongRoPE chooses them by the length of the batch at hand, so
-that a sequence's answer would depend on its neighbours. Axes: Dh head width.
+LongRoPE is missing: transformers chooses its frequencies by the length of the batch at hand, and keys that are cached
+keep those of another length. Axes: B sequences, Dh head width.
 """
 
 import dataclasses
 import math
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
-# What each kind reads beside theta. Within the context that the config states, `dynamic` changes nothing, and longer
-# prompts are refused.
+# What each kind reads beside theta.
 KEYS: dict[str, tuple[str, ...]] = {
     "default": (),
     "dynamic": ("factor",),
@@ -48,6 +50,17 @@ class RopeScaling:
     truncate: bool = True
     partial_rotary_factor: float = 1.0
 
+    def reach(self, context: int) -> int:
+        """Positions that the scaling is made for; 0 where there is none.
+
+        Args:
+          context: `max_position_embeddings`.
+        """
+        if self.kind == "default":
+            return 0
+        length = self.factor * (self.original_max_position_embeddings or context)
+        return int(min(length, LONGEST))
+
     def to_hf(self) -> dict[str, Any]:
         """As in config.json."""
         values = {key: getattr(self, key) for key in KEYS[self.kind]}
@@ -55,6 +68,7 @@ class RopeScaling:
 
 
 UNSCALED = RopeScaling()
+LONGEST = 1 << 30
 
 
 def inverse_frequencies(head_dim: int, theta: float) -> np.ndarray:
@@ -75,6 +89,20 @@ def scaled_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> tup
     if scaling.kind == "yarn":
         return _yarn(plain, head_dim, theta, scaling), _yarn_attention(scaling)
     return plain, 1.0
+
+
+def dynamic_frequencies(
+    lengths: Int[jax.Array, " B"], head_dim: int, theta: float, factor: float, context: int
+) -> Float[jax.Array, "B Dh/2"]:
+    """NTK-aware frequencies of sequences as long as `lengths`, those of `context` for shorter ones.
+
+    transformers takes the longest sequence of a batch; here each sequence has its own, so that its answer is that of
+    a batch of one whatever its neighbours are.
+    """
+    longest = jnp.maximum(lengths, context).astype(jnp.float32)
+    stretch = factor * longest / context - (factor - 1)
+    base = theta * stretch ** (head_dim / (head_dim - 2))
+    return 1.0 / base[:, None] ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
 
 
 def _llama3(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:

@@ -69,10 +69,16 @@ class SwitchStacks(DecoderConfig):
 
 @dataclasses.dataclass(frozen=True)
 class SwitchConfig(CausalLMConfig):
-    """Architecture of one Switch Transformer."""
+    """Architecture of one Switch Transformer.
+
+    Attributes:
+      tie_word_embeddings: as config.json says; scales what the head reads.
+      own_tables: the files hold different tables for the stacks or the head all the same.
+    """
 
     text: SwitchStacks
     decoder_start_token_id: int = 0
+    own_tables: bool = False
 
     model_type: ClassVar[str] = "switch_transformers"
 
@@ -120,6 +126,11 @@ class SwitchConfig(CausalLMConfig):
                 f"config.json: decoder_start_token_id: {start} is outside the vocabulary of {text.vocab_size}"
             )
         return cls(text, section.flag("tie_word_embeddings", True), start)
+
+    @property
+    def one_table(self) -> bool:
+        """Whether both stacks and the head share one table."""
+        return self.tie_word_embeddings and not self.own_tables
 
     def stack_positions(self, encoder_lengths: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
         """int32 [3, B, T]: from 0 on in the decoder, below 0 in the encoder, where -1 is its last token; 0 on padding.

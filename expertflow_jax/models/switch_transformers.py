@@ -197,13 +197,13 @@ class SwitchTransformers(CausalLM):
     """The model; its interface is that of `CausalLM`.
 
     Attributes:
-      embed_tokens: of the encoder, and where the head is tied of the decoder as well.
-      decoder_embed_tokens: None where the head is tied: then there is one table.
+      embed_tokens: of the encoder, and where there is one table of the decoder as well.
+      decoder_embed_tokens, lm_head: None where there is one table.
     """
 
     def __init__(self, config: SwitchConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32, with_experts: bool = True):
         nnx.Module.__init__(self)
-        text, tied = config.text, config.tie_word_embeddings
+        text, tied = config.text, config.one_table
         self.config, self.dtype = config, jnp.dtype(dtype)
 
         def table(rows: int, width: int) -> nnx.Embed:
@@ -236,11 +236,12 @@ class SwitchTransformers(CausalLM):
         return jnp.where((embed_index < 0)[..., None], self.embed_tokens(input_ids), decoded)
 
     def head_stage(self, x: jax.Array) -> jax.Array:
-        """Final norm, scaled where the head is tied, and output projection: [..., D] -> float32 [..., V]."""
-        if self.lm_head is not None:
+        """Final norm, scaled where config.json ties the head, and output projection: [..., D] -> float32 [..., V]."""
+        if not self.config.tie_word_embeddings:
             return super().head_stage(x)
+        kernel = self.embed_tokens.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
         scaled = self.norm(x) * self.config.text.hidden_size**-0.5
-        return jnp.dot(scaled, self.embed_tokens.embedding[...].T, preferred_element_type=jnp.float32)
+        return jnp.dot(scaled, kernel, preferred_element_type=jnp.float32)
 
     def forward(
         self,

@@ -113,7 +113,7 @@ def pad_prompts(config: ModelConfig, prompts: Sequence[Prompt], batch_size: int 
     prompts = [for_stacks(config, prompt) for prompt in prompts]
     size = max(len(prompts), batch_size or 0)
     longest = max(len(p.input_ids) for p in prompts)
-    limit = config.text.max_position_embeddings
+    limit = config.text.context
     if longest > limit:
         raise InputError(f"a prompt has {longest} tokens, the model's context is {limit}; shorten it")
     _check_vocabulary(config, prompts)

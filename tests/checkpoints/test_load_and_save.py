@@ -184,6 +184,7 @@ def test_index_that_names_the_wrong_file(checkpoint):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}'])
 def test_damaged_index(checkpoint, text):
     (checkpoint / "model.safetensors.index.json").write_text(text)
+    (checkpoint / "model.safetensors").unlink()  # which would be read in its place
     assert "index.json" in refusal(checkpoint)
 
 
