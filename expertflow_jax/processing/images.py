@@ -5,20 +5,19 @@ Axes: P patches.
 """
 
 import dataclasses
-import io
 import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from jaxtyping import Float, Int
+from PIL import Image
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.processing.content import image_source
+from expertflow_jax.processing.opening import open_image
 from expertflow_jax.processing.patches import normalise, patchify
+from expertflow_jax.processing.settings import MOST_PIXELS, Settings
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow would start Ghostscript for others
 MOST_ELONGATED = 200  # longer : shorter side, as Hugging Face's processor has it
 
 
@@ -44,49 +43,6 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     return high, wide
 
 
-def open_image(source: Any) -> Image.Image:
-    """An RGB image of a path, data: URL, the bytes of a file, a PIL image or uint8 [H, W] or [H, W, 3].
-
-    As in transformers, a file is turned upright by its EXIF tag and loses its alpha channel, while an opened image is
-    not turned and is laid on white.
-
-    Raises:
-      InputError: the file is missing or no image, or the array has another form.
-    """
-    source = image_source(source) if isinstance(source, str) else source
-    if isinstance(source, str | Path | bytes):
-        name = "of a data: URL" if isinstance(source, bytes) else source
-        return _readable(name, lambda: _on_white(_upright(source)))
-    if isinstance(source, Image.Image):
-        return _readable(getattr(source, "filename", "") or "given", lambda: _on_white(source))
-    array = np.asarray(source)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
-        raise InputError(f"image array: want uint8 [height, width, 3], got {array.dtype} {array.shape}")
-    return Image.fromarray(array).convert("RGB")
-
-
-def _upright(file: str | Path | bytes) -> Image.Image:
-    with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")  # a palette's transparent colour outlives this
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if "A" not in image.getbands() and image.info.get("transparency") is None:
-        return image.convert("RGB")
-    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-
-
-def _readable(source: Any, read: Callable[[], Image.Image]) -> Image.Image:
-    """Pillow opens files lazily, so that damage may show only when pixels are asked for."""
-    try:
-        return read()
-    except FileNotFoundError as error:
-        raise InputError(f"image {source}: no such file") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"image {source}: not a readable image ({error})") from error
-
-
 @dataclasses.dataclass(frozen=True)
 class ImageProcessor:
     """What preprocessor_config.json says."""
@@ -100,40 +56,73 @@ class ImageProcessor:
     std: tuple[float, ...]
     rescale_factor: float = 1 / 255
     do_resize: bool = True
+    resample: int = Image.Resampling.BICUBIC
+    context: int | None = None  # tokens that the model reads at most
 
     @staticmethod
-    def from_config(values: Mapping[str, Any], where: str) -> "ImageProcessor":
-        """Raises InputError naming a missing key, or saying what is of the wrong kind."""
-        size = values.get("size") or {}
-        try:
-            return ImageProcessor(
-                patch_size=int(values["patch_size"]),
-                temporal_patch_size=int(values["temporal_patch_size"]),
-                merge_size=int(values["merge_size"]),
-                min_pixels=int(values.get("min_pixels") or size["shortest_edge"]),
-                max_pixels=int(values.get("max_pixels") or size["longest_edge"]),
-                mean=tuple(values["image_mean"]),
-                std=tuple(values["image_std"]),
-                rescale_factor=float(values.get("rescale_factor", 1 / 255)),
-                do_resize=bool(values.get("do_resize", True)),
+    def from_config(values: Mapping[str, Any], where: str, context: int | None = None) -> "ImageProcessor":
+        """
+        Args:
+          values: of preprocessor_config.json.
+          where: the file, for messages.
+          context: tokens that the model reads at most.
+
+        Raises:
+          InputError: naming a key that is missing, of the wrong kind or out of range.
+        """
+        settings = Settings(values, where)
+        settings.must_be_true("do_rescale", "do_normalize")
+        patch, frames = settings.whole("patch_size", most=256), settings.whole("temporal_patch_size", most=16)
+        merge, size = settings.whole("merge_size", most=16), settings.section("size")
+        least, most = (
+            settings.whole(key, most=2**53) if settings.has(key) else size.whole(other, most=2**53)
+            for key, other in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
+        )
+        made = ImageProcessor(
+            patch_size=patch,
+            temporal_patch_size=frames,
+            merge_size=merge,
+            min_pixels=least,
+            max_pixels=most,
+            mean=settings.channels("image_mean"),
+            std=settings.channels("image_std", positive=True),
+            rescale_factor=settings.positive("rescale_factor", 1 / 255),
+            do_resize=settings.flag("do_resize", True),
+            resample=settings.one_of("resample", Image.Resampling.BICUBIC, [*Image.Resampling]),
+            context=context,
+        )
+        tokens = least // (patch * merge) ** 2
+        if least > min(most, MOST_PIXELS) or tokens > (context or tokens):
+            raise InputError(
+                f"{where}: shortest_edge or min_pixels makes images of at least {least:,} pixels, {tokens:,} tokens; "
+                f"want at most {min(most, MOST_PIXELS):,} pixels" + (f" and {context:,} tokens" if context else "")
             )
-        except KeyError as error:
-            raise InputError(f"{where}: no key {error.args[0]!r}; copy the file from the model's hub page") from error
-        except (TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{where}: a value is of the wrong kind ({error})") from error
+        return made
 
     def tokens(self, grids: np.ndarray) -> int:
         """Tokens of an image of grid int [3]."""
         return int(grids.prod()) // self.merge_size**2
 
-    def __call__(self, source: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Patches float32 [P, channels * temporal * patch ** 2] and int64 [3], patches in time, height and width."""
+    def __call__(self, source: Any) -> tuple[Float[np.ndarray, "P patch_dim"], Int[np.ndarray, "3"]]:
+        """Patches float32 [P, channels * temporal * patch ** 2] and int64 [3], patches in time, height and width.
+
+        Raises:
+          InputError: see `open_image`; or it is too long, too large for the model, or, where images are not resized,
+            no multiple of the patches.
+        """
         image = open_image(source)
+        factor = self.patch_size * self.merge_size
         if self.do_resize:
-            factor = self.patch_size * self.merge_size
             high, wide = smart_resize(image.height, image.width, factor, self.min_pixels, self.max_pixels)
+            self._check_size(high, wide)
             if (wide, high) != image.size:
-                image = image.resize((wide, high), Image.Resampling.BICUBIC)
+                image = image.resize((wide, high), Image.Resampling(self.resample))
+        elif min(image.size) < 1 or image.width % factor or image.height % factor:
+            raise InputError(
+                f"an image of {image.width} x {image.height} pixels is not resized, by do_resize of "
+                f"preprocessor_config.json, and its sides are no multiples of {factor}; crop it"
+            )
+        self._check_size(image.height, image.width)
         pixels = normalise(
             np.asarray(image), rescale=self.rescale_factor, mean=np.array(self.mean), std=np.array(self.std)
         )
@@ -145,3 +134,12 @@ class ImageProcessor:
         )
         grid = np.array([1, image.height // self.patch_size, image.width // self.patch_size], np.int64)
         return patches[0], grid
+
+    def _check_size(self, high: int, wide: int) -> None:
+        tokens = high * wide // (self.patch_size * self.merge_size) ** 2
+        if high * wide > MOST_PIXELS or tokens > (self.context or tokens):
+            raise InputError(
+                f"an image becomes {wide} x {high} pixels, {tokens:,} tokens; at most {MOST_PIXELS:,} pixels"
+                + (f" and {self.context:,} tokens" if self.context else "")
+                + " are read: make it smaller, or lower longest_edge in preprocessor_config.json"
+            )

@@ -15,13 +15,15 @@ from PIL import Image
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.models.aria_layout import pack
-from expertflow_jax.processing.images import open_image
+from expertflow_jax.processing.opening import open_image
+from expertflow_jax.processing.settings import MOST_PIXELS, Settings
 
 CROP = 490
 # Sizes that an image may be fitted into, in crops of 490 pixels: high, wide.
 SPLITS = [(1, n) for n in range(2, 9)] + [(2, 4), (2, 3), (2, 2), (2, 1), (3, 1), (3, 2), (4, 1), (4, 2)]
 SPLITS += [(n, 1) for n in range(5, 9)]
-TOKENS = {490: 128, 980: 256}
+RESOLUTIONS = tuple((CROP * high, CROP * wide) for high, wide in SPLITS)
+TOKENS = {"490": 128, "980": 256}
 
 
 def best_size(high: int, wide: int, sizes: tuple[tuple[int, int], ...]) -> tuple[int, int]:
@@ -29,8 +31,8 @@ def best_size(high: int, wide: int, sizes: tuple[tuple[int, int], ...]) -> tuple
 
     def worth(size: tuple[int, int]) -> tuple[int, int]:
         scale = min(size[1] / wide, size[0] / high)
-        kept = min(int(wide * scale) * int(high * scale), high * wide)
-        return kept, kept - size[0] * size[1]
+        pixels = min(int(wide * scale) * int(high * scale), high * wide)
+        return pixels, pixels - size[0] * size[1]
 
     return max(sizes, key=worth)
 
@@ -54,9 +56,11 @@ class PaddedImageProcessor:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     rescale_factor: float = 1 / 255
     split_image: bool = False
-    split_resolutions: tuple[tuple[int, int], ...] = tuple((CROP * high, CROP * wide) for high, wide in SPLITS)
+    split_resolutions: tuple[tuple[int, int], ...] = RESOLUTIONS
     resample: int = Image.Resampling.BICUBIC
-    image_tokens: tuple[tuple[int, int], ...] = tuple(TOKENS.items())  # of an image or crop, by max_image_size
+    image_tokens: tuple[tuple[int, int], ...] = tuple(
+        (int(size), count) for size, count in TOKENS.items()
+    )  # of an image or crop, by max_image_size
 
     @staticmethod
     def from_config(
@@ -74,33 +78,36 @@ class PaddedImageProcessor:
           InputError: a value is of the wrong kind or not supported, or there is no number of tokens for the images'
             size.
         """
-        readers = {
-            "max_image_size": int,
-            "min_image_size": int,
-            "rescale_factor": float,
-            "split_image": bool,
-            "resample": Image.Resampling,
-        }
-        try:
-            read = {key: reader(values[key]) for key, reader in readers.items() if values.get(key) is not None}
-            read |= {name: tuple(values[f"image_{name}"]) for name in ("mean", "std") if values.get(f"image_{name}")}
-            if values.get("split_resolutions"):
-                read["split_resolutions"] = tuple((int(high), int(wide)) for high, wide in values["split_resolutions"])
-            tokens = {int(size): int(count) for size, count in (size_conversion or TOKENS).items()}
-            made = PaddedImageProcessor(int(patch_size), image_tokens=tuple(tokens.items()), **read)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{where}: a value is of the wrong kind ({error})") from error
-        if made.max_image_size not in tokens:
+        settings = Settings(values, where)
+        settings.must_be_true("do_rescale", "do_normalize")
+        where_tokens = "processor_config.json: size_conversion"
+        conversion = Settings(TOKENS if size_conversion is None else size_conversion, where_tokens)
+        largest = settings.whole("max_image_size", 980, most=4096)
+        if not conversion.has(str(largest)):
             raise InputError(
-                f"{where}: max_image_size {made.max_image_size} has no number of tokens in size_conversion of "
-                f"processor_config.json, which knows {', '.join(map(str, tokens))}"
+                f"{where}: max_image_size {largest} has no number of tokens in size_conversion of "
+                f"processor_config.json, which knows {', '.join(map(str, conversion.values))[:100]}"
             )
-        for key in ("do_rescale", "do_normalize"):
-            if values.get(key, True) is not True:
-                raise InputError(f"{where}: {key} is {values[key]!r}; only true is supported")
-        if not 0 < made.min_image_size <= made.max_image_size:
-            raise InputError(f"{where}: min_image_size {made.min_image_size} must be from 1 to max_image_size")
-        return made
+        tokens = conversion.whole(str(largest), most=1_000_000)
+        smallest = settings.whole("min_image_size", 336, most=4096)
+        if smallest > largest:
+            raise InputError(f"{where}: min_image_size {smallest} must be from 1 to max_image_size")
+        tower = Settings({"patch_size": patch_size}, "config.json: vision_config")
+        patch = tower.whole("patch_size", most=256)
+        if patch > largest:
+            raise InputError(f"{where}: max_image_size {largest} is smaller than a patch of {patch} pixels")
+        return PaddedImageProcessor(
+            patch,
+            max_image_size=largest,
+            min_image_size=smallest,
+            mean=settings.channels("image_mean", (0.5,) * 3),
+            std=settings.channels("image_std", (0.5,) * 3, positive=True),
+            rescale_factor=settings.positive("rescale_factor", 1 / 255),
+            split_image=settings.flag("split_image", False),
+            split_resolutions=settings.pairs("split_resolutions", RESOLUTIONS, most=MOST_PIXELS),
+            resample=settings.one_of("resample", Image.Resampling.BICUBIC, [*Image.Resampling]),
+            image_tokens=((largest, tokens),),
+        )
 
     def tokens(self, grids: np.ndarray) -> int:
         """Tokens of an image of grids int [n, 3]."""

@@ -36,4 +36,7 @@ def normalise(images: np.ndarray, *, rescale: float, mean: np.ndarray, std: np.n
     """uint8 [..., channels] to float32: (pixel * rescale - mean) / std, folded as transformers folds it."""
     scaled_mean = np.asarray(mean, np.float32) * np.float32(1.0 / rescale)
     scaled_std = np.asarray(std, np.float32) * np.float32(1.0 / rescale)
-    return (images.astype(np.float32) - scaled_mean) / scaled_std
+    pixels = images.astype(np.float32)
+    pixels -= scaled_mean
+    pixels /= scaled_std
+    return pixels

@@ -177,10 +177,13 @@ def _image_processor(path: Path, config: Mapping[str, Any]) -> ImageProcessor | 
         file = path / "processor_config.json"
         values = other.get("image_processor", {})
     if values and (config.get("model_type") == "aria" or str(values.get("image_processor_type")).startswith("Aria")):
-        vision = config.get("vision_config") or {}
-        size = vision.get("patch_size", VISION_DEFAULTS["patch_size"])
+        vision = config.get("vision_config")
+        size = (vision if isinstance(vision, dict) else {}).get("patch_size", VISION_DEFAULTS["patch_size"])
         return PaddedImageProcessor.from_config(values, size, other.get("size_conversion"), str(file))
-    return ImageProcessor.from_config(values, str(file)) if values else None
+    text = config.get("text_config")
+    context = (text if isinstance(text, dict) else config).get("max_position_embeddings")
+    limit = context if isinstance(context, int) and context > 0 else None
+    return ImageProcessor.from_config(values, str(file), limit) if values else None
 
 
 def end_token_ids(path: Path, tokenizer: Tokenizer | None = None, eos_token: str | None = None) -> tuple[int, ...]:

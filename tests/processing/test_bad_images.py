@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.processing.images import ImageProcessor, open_image, smart_resize
+from expertflow_jax.processing.images import ImageProcessor, smart_resize
+from expertflow_jax.processing.opening import open_image
 
 GOOD = Path(__file__).parents[1] / "goldens" / "processor" / "images" / "large.png"
 PROCESSOR = ImageProcessor(4, 2, 2, 16 * 16, 32 * 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -8,7 +8,7 @@ from PIL import Image
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.processing import check_messages, split_pictures
-from expertflow_jax.processing.images import open_image
+from expertflow_jax.processing.opening import open_image
 
 
 @pytest.fixture
