@@ -66,4 +66,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval_group = 8  # sequences per batch when counting the distinct experts that a batch activates
     config.checkpoint_every = 500
     config.export_dtype = "bfloat16"
+    config.official = ml_collections.ConfigDict({"train": 4_000, "val": 2_000})  # questions behind the card
     return config

@@ -2,12 +2,13 @@
 
 `python -m eval.study --config=FILE --workdir=DIR [--dry_run] [--config.key=value ...]`. A config file is Python
 (ml_collections) with a `get_config()`; overrides are typed by the value they replace. Exit codes: 0 done, 2 bad
-config or input (one clear line on standard error), 130 interrupted, 1 anything else.
+config or input (one clear line on standard error), 130 interrupted, 143 terminated, 1 anything else.
 """
 
 import argparse
 import dataclasses
 import difflib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,9 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from expertflow_jax import interrupts
 from expertflow_jax.errors import InputError
+from expertflow_jax.files import is_write_error, write_error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +87,7 @@ def _parser(description: str, needs_workdir: bool, options: Callable | None) -> 
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Override any key of the config file with --config.KEY=VALUE (nested keys with dots; tuples as\n"
         "'(a,b)').\n"
-        "Exit codes: 0 done, 2 bad config or input, 1 anything else.",
+        "Exit codes: 0 done, 2 bad config or input, 130 interrupted, 143 terminated, 1 anything else.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="Python config file, see configs/")
@@ -115,7 +118,7 @@ def parse(
     workdir = getattr(parsed, "workdir", None)
     if needs_workdir and workdir is None and not parsed.dry_run:
         raise InputError("--workdir is missing: say where results go, for example --workdir=runs/first")
-    if workdir is not None and Path(workdir).exists() and not Path(workdir).is_dir():
+    if workdir is not None and os.path.exists(workdir) and not os.path.isdir(workdir):
         raise InputError(f"--workdir: {workdir} is a file; name a folder")
     config = load_config(parsed.config, overrides)
     return Invocation(
@@ -126,6 +129,11 @@ def parse(
         options=parsed,
         overrides=tuple(overrides),
     )
+
+
+def _refuse(error: InputError) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
 
 
 def run_command(
@@ -139,10 +147,18 @@ def run_command(
     """Parses, runs `main(invocation)` and returns the exit code that DESIGN's command contract asks for."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        main(parse(arguments, description=description, needs_workdir=needs_workdir, options=options))
+        with interrupts.noted():
+            main(parse(arguments, description=description, needs_workdir=needs_workdir, options=options))
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _refuse(error)
+    except OSError as error:
+        if is_write_error(error):  # of a library that writes files itself
+            return _refuse(write_error(error.filename or "a file", error))
+        traceback.print_exc()
+        return 1
+    except interrupts.Terminated:
+        print("terminated; rerun the same command to resume", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("interrupted; rerun the same command to resume", file=sys.stderr)
         return 130

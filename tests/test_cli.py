@@ -1,11 +1,17 @@
 """The command contract: overrides, exit codes, one clear line on standard error."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from expertflow_jax import cli
+from expertflow_jax import cli, interrupts
 from expertflow_jax.errors import InputError
+from expertflow_jax.harness.workdir import Workdir
 
 CONFIG = """
 import ml_collections
@@ -87,3 +93,67 @@ def test_help_exits_0(capsys):
         run(["--help"])
     assert exit_info.value.code == 0
     assert "--config.KEY=VALUE" in capsys.readouterr().out
+
+
+SWALLOWS = """
+import gc, sys, time
+from expertflow_jax import cli, interrupts
+
+def main(invocation):
+    gc.callbacks.append(lambda *_: time.sleep(0.5))  # what a callback of the collector raises is printed and lost
+    print("running", flush=True)
+    gc.collect()
+    for _ in range(200):
+        interrupts.check()
+        time.sleep(0.05)
+
+sys.exit(cli.run_command(main, description="test", argv=sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "says"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+@pytest.mark.parametrize("seconds", [0.2, 1.5])
+def test_signals_end_a_command_even_if_a_callback_swallows_them(config_file, tmp_path, number, code, says, seconds):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SWALLOWS, f"--config={config_file}", f"--workdir={tmp_path}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "running\n"
+    time.sleep(seconds)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code, error
+    assert error.splitlines()[-1] == f"{says}; rerun the same command to resume"
+
+
+def test_handlers_are_put_back(config_file: str, tmp_path: Path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert run([f"--config={config_file}", f"--workdir={tmp_path}"]) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    interrupts.check()
+
+
+def test_a_library_that_cannot_write_is_one_line_and_exit_2(config_file: str, tmp_path: Path, capsys):
+    def fills_the_disk(invocation):
+        raise OSError(28, "No space left on device", str(tmp_path / "plot.png"))
+
+    assert run([f"--config={config_file}", f"--workdir={tmp_path}"], fills_the_disk) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("plot.png: cannot be written (No space left on device); free some space and rerun\n")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["{tmp}/file", "{tmp}/file/below", "{tmp}/" + "n" * 300, "/proc/x"])
+def test_an_impossible_workdir_is_one_line_and_exit_2(config_file: str, tmp_path: Path, capsys, place):
+    def opens(invocation):
+        Workdir(invocation.workdir, {}).close()
+
+    (tmp_path / "file").write_text("")
+    assert run([f"--config={config_file}", f"--workdir={place.format(tmp=tmp_path)}"], opens) == 2
+    assert capsys.readouterr().err.count("\n") == 1

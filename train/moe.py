@@ -12,7 +12,7 @@ from expertflow_jax import cli
 
 
 def main(invocation: cli.Invocation) -> None:
-    from expertflow_jax.training import run
+    from expertflow_jax.training import moe_run as run
 
     if invocation.dry_run:
         run.print_plan(invocation.config)

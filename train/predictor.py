@@ -13,7 +13,7 @@ from expertflow_jax import cli
 
 
 def main(invocation: cli.Invocation) -> None:
-    from expertflow_jax.predictor import run
+    from expertflow_jax.training import predictor_run as run
 
     if invocation.dry_run:
         run.print_plan(invocation.config)

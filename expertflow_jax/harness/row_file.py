@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from expertflow_jax import interrupts
 from expertflow_jax.errors import InputError
 from expertflow_jax.files import sync_folder, write_atomically, write_error
 
@@ -55,13 +56,15 @@ class RowFile:
         self.rows: list[Any] = read_rows(path, parse)
 
     def append(self, row: Any) -> None:
-        """Adds a finished row; returns when it is on disk."""
+        """Adds a finished row; returns when it is on disk. Here also ends a run that was told to (`interrupts`)."""
         _append_line(self.path, self._line(row))
         self.rows.append(row)
+        interrupts.check()
 
     def append_together(self, rows: Iterable[Any]) -> None:
         """Adds rows that belong together: after a kill all of them are there, or none."""
         self.replace([*self.rows, *rows])
+        interrupts.check()
 
     def replace(self, rows: Iterable[Any]) -> None:
         """Puts these rows in place of all that are there, at once."""

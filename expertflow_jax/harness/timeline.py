@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from expertflow_jax.files import whole_file
 from expertflow_jax.offload.clock import Event
 
 LANES = ("compute", "predictor", "stall", "link")
@@ -101,7 +102,8 @@ def draw(events: Sequence[Event], path: Path, title: str, seconds: float | None 
     ax.set(title=title, xlabel="milliseconds", yticks=np.arange(len(LANES)), yticklabels=LANES[::-1])
     handles = [Patch(color=colour, label=name) for name, colour in kinds.items() if name != "background"]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, title="transfers")
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
 
 
 def with_compute(events: Sequence[Event], start: float, end: float) -> list[Event]:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from expertflow_jax.files import whole_file
+
 TITLES = {
     "predictor": "routing path predictor",
     "popularity": "expert popularity",
@@ -67,7 +69,8 @@ def plot_recall(metrics: Mapping[str, Any], path: Path) -> None:
     for row in axes:
         row[0].set_ylabel("recall, all layers")
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=130)
     plt.close(figure)
 
 

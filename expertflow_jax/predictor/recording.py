@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from expertflow_jax import interrupts
 from expertflow_jax.errors import InputError
 from expertflow_jax.processing import Processor
 from expertflow_jax.processing.batching import Prompt, PromptBatch, for_stacks, pad_prompts
@@ -201,6 +202,7 @@ def record(
         bar = progress.add_task(f"routing traces {Path(folder).name}", total=len(todo))
         encode = functools.partial(encode_example, processor)
         for start in range(0, len(todo), batch_size):
+            interrupts.check()
             part = todo[start : start + batch_size]
             # The last batch is filled up with copies, so that nothing is compiled again for it.
             full = part + [part[-1]] * (min(batch_size, len(todo)) - len(part))

@@ -6,8 +6,6 @@ fractions of the experts, and as many as the step uses. Baselines are fitted on 
 Axes: N sequences, T tokens, L MoE layers, E experts, K top-k.
 """
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from expertflow_jax.files import make_folder, write_json
 from expertflow_jax.predictor.baselines import Popularity, Speculation
 from expertflow_jax.predictor.metrics import Scorer, TokenMeter, step_metrics, step_reliability, used_mask
 from expertflow_jax.predictor.runtime import Predictor
-from expertflow_jax.predictor.training import predict
+from expertflow_jax.predictor.trace_forecasts import predict
 from expertflow_jax.routing.trace import RoutingTrace
 from expertflow_jax.routing.trace_set import TraceSet
 
@@ -169,10 +168,7 @@ def tables(metrics: Mapping[str, Any]) -> list[Table]:
 
 def write_report(metrics: Mapping[str, Any], path: str | Path, console: Console | None = None) -> None:
     """Writes `metrics` as JSON to `path`, all or nothing, and prints the tables."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(metrics, indent=1) + "\n")
-    os.replace(temporary, path)
+    make_folder(Path(path).parent)
+    write_json(path, metrics, indent=1)
     for table in tables(metrics):
         (console or Console()).print(table)

@@ -7,7 +7,6 @@ quietly forecasting nonsense.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as dump_tensors
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.files import make_folder, write_atomically, write_json
 from expertflow_jax.predictor.model import PredictorConfig, RoutingPathPredictor
 from expertflow_jax.predictor.runtime import Predictor
 
@@ -57,8 +57,7 @@ def unflatten_parameters(config: PredictorConfig, tensors: dict[str, np.ndarray]
 
 def save_predictor(predictor: Predictor, path: str | Path) -> None:
     """Writes both files into the folder `path`, each all or nothing, the config last."""
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(path)
     tensors = flatten_parameters(predictor.parameters)
     tensors |= {_SCALE: np.asarray(predictor.scale), _BIAS: np.asarray(predictor.bias)}
     tensors[_POPULARITY] = predictor.popularity
@@ -71,17 +70,8 @@ def save_predictor(predictor: Predictor, path: str | Path) -> None:
         "provenance": predictor.provenance,
         "metrics": predictor.metrics,
     }
-    _write(folder / WEIGHTS, weights)
-    _write(folder / CONFIG, (json.dumps(description, indent=1) + "\n").encode())
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(folder / WEIGHTS, weights)
+    write_json(folder / CONFIG, description, indent=1)
 
 
 def load_predictor(path: str | Path, *, expect_fingerprint: str | None = None) -> Predictor:

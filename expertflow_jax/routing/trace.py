@@ -10,8 +10,6 @@ Axes: N sequences, T tokens, L MoE layers, E experts, K top-k, M ranked experts 
 
 import dataclasses
 import io
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.files import make_folder, whole_file
 
 FORMAT = "expertflow_jax.routing_trace/1"
 PHASES = ("all", "prompt", "decode")
@@ -247,21 +246,12 @@ def pad_tokens(array: np.ndarray, length: int, fill: float) -> np.ndarray:
 
 
 def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> None:
-    """Writes arrays to an .npz file through a temporary neighbour, so that a reader never sees half a
-    file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            save = np.savez_compressed if compressed else np.savez
-            save(file, **{name: np.asarray(value) for name, value in arrays.items()})  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Writes arrays to an .npz file whole or not at all; raises InputError where it cannot be
+    written."""
+    make_folder(Path(path).parent)
+    with whole_file(path) as file:
+        save = np.savez_compressed if compressed else np.savez
+        save(file, **{name: np.asarray(value) for name, value in arrays.items()})  # type: ignore[arg-type]
 
 
 def read_npz(path: str | Path) -> dict[str, np.ndarray]:

@@ -9,7 +9,6 @@ model width.
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.files import make_folder, write_json
 from expertflow_jax.routing.trace import RoutingTrace, pad_tokens, read_npz, write_npz
 
 FORMAT = "expertflow_jax.trace_set/1"
@@ -99,7 +99,7 @@ class TraceSetWriter:
         self._shard_sequences = shard_sequences
         self._pending: list[tuple[np.ndarray, RoutingTrace]] = []
         self._shards: list[dict[str, Any]] = []
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         for old in [self._folder / MANIFEST, *self._folder.glob("shard-*.npz")]:
             old.unlink(missing_ok=True)
 
@@ -138,9 +138,7 @@ class TraceSetWriter:
         if not self._shards:
             raise InputError(f"{self._folder}: no sequences recorded")
         manifest = {"format": FORMAT, "source": self._source, "shards": self._shards}
-        temporary = self._folder / f".{MANIFEST}"
-        temporary.write_text(json.dumps(manifest, indent=1) + "\n")
-        os.replace(temporary, self._folder / MANIFEST)
+        write_json(self._folder / MANIFEST, manifest, indent=1)
 
     def __enter__(self) -> "TraceSetWriter":
         return self

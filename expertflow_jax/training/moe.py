@@ -5,11 +5,7 @@ checkpoint ends with the same loss as an uninterrupted one. What is exported is 
 the parameters, in the Hugging Face layout.
 """
 
-import json
-import math
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,23 +13,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from flax import nnx
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from expertflow_jax.errors import InputError
+from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe, Qwen3VLMoeConfig
 from expertflow_jax.training import losses
+from expertflow_jax.training.loop import State, adamw, run_steps
 
 Batch = dict[str, np.ndarray]
-State = dict[str, Any]
 
 
 def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -51,16 +38,7 @@ def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
 
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """AdamW; weight decay on matrices only."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rate(config),
-            b1=0.9,
-            b2=config.adam_b2,
-            weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params),
-        ),
-    )
+    return adamw(learning_rate(config), weight_decay=config.weight_decay, clip_norm=config.clip_norm, b2=config.adam_b2)
 
 
 def make_loss(graphdef: nnx.GraphDef, forward: Callable, config: ml_collections.ConfigDict) -> Callable:
@@ -112,33 +90,30 @@ def make_evaluate(graphdef: nnx.GraphDef, forward: Callable, group: int) -> Call
 def train(
     config: ml_collections.ConfigDict,
     model_config: Qwen3VLMoeConfig,
-    workdir: Path,
+    workdir: Workdir,
     *,
     batch_at: Callable[[int], Batch],
     held_out: Callable[[], list[tuple[str, Batch]]],
     forward: Callable[[Qwen3VLMoe, Batch], Any],
-    stop_at: int | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> tuple[Qwen3VLMoe, dict[str, float]]:
     """Trains to `config.steps`, from the newest checkpoint in `workdir` if there is one.
 
     Args:
       config: see configs/digit_scenes_moe.py.
       model_config: architecture.
-      workdir: holds `checkpoints/` (Orbax) and `metrics.jsonl`.
+      workdir: of this config; see `run_steps` for what it gets.
       batch_at: step -> batch; a pure function of the step.
       held_out: gives (group name, batch) pairs to measure exact match on.
       forward: (module, batch) -> ForwardOutput.
-      stop_at: stop after this step as if killed (checkpoint not forced); for tests of resumption.
+      on_step: called with the number of each finished step.
 
     Returns:
-      The module with averaged parameters, and the last metrics (those logged, if the run had ended before).
+      The module with averaged parameters, and the metrics of the last step (those logged, if the run had ended before).
 
     Raises:
-      InputError: the workdir's checkpoint belongs to another config.
       FloatingPointError: the loss is not finite.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    _check_same_run(workdir / "train_config.json", config)
     module = Qwen3VLMoe(model_config, rngs=nnx.Rngs(config.seed))
     graphdef, params = nnx.split(module)
     optimizer = make_optimizer(config)
@@ -150,43 +125,27 @@ def train(
     train_step = make_train_step(make_loss(graphdef, forward, config), optimizer, config.ema_decay)
     evaluate = make_evaluate(graphdef, forward, config.eval_group)
 
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, save_interval_steps=config.checkpoint_every)
-    with ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options) as manager:
-        first = 0
-        if (latest := manager.latest_step()) is not None:
-            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-            state = manager.restore(latest, args=ocp.args.StandardRestore(abstract))
-            first = latest + 1
-        metrics = _last_metrics(workdir / "metrics.jsonl") if first >= config.steps else {}
-        with _progress() as progress, (workdir / "metrics.jsonl").open("a") as log:
-            bar = progress.add_task("train", total=config.steps, completed=first, note="compiling")
-            began = time.perf_counter()
-            for index in range(first, config.steps):
-                state, measured = train_step(state, batch_at(index), np.float32(index))
-                last = index == config.steps - 1
-                if index % config.log_every == 0 or last:
-                    metrics = {k: float(v) for k, v in measured.items()}
-                    if not math.isfinite(metrics["loss"]):
-                        raise FloatingPointError(f"loss is {metrics['loss']} at step {index}; lower learning_rate")
-                    seconds = (time.perf_counter() - began) / (index - first + 1)
-                    metrics |= {"step": index, "seconds_per_step": seconds}
-                    if (index and index % config.eval_every == 0) or last:
-                        metrics |= _held_out_metrics(evaluate, state["average"], held_out())
-                    log.write(json.dumps(metrics) + "\n")
-                    log.flush()
-                    note = f"loss {metrics['loss']:.3f} train {metrics['exact_match']:.2f}"
-                    progress.update(bar, completed=index + 1, note=note)
-                manager.save(index, args=ocp.args.StandardSave(state), force=last)
-                if stop_at is not None and index >= stop_at:
-                    break
-        manager.wait_until_finished()
+    def step(state: State, number: int) -> tuple[State, dict[str, jax.Array]]:
+        return train_step(state, batch_at(number), np.float32(number))
+
+    def measure(state: State, number: int) -> dict[str, float]:
+        is_asked = number > 0 and number % config.eval_every == 0
+        if not is_asked and number < config.steps - 1:
+            return {}
+        return _held_out_metrics(evaluate, state["average"], held_out())
+
+    state, metrics = run_steps(
+        state,
+        step,
+        workdir,
+        steps=config.steps,
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+        name="train",
+        measure=measure,
+        on_step=on_step,
+    )
     return nnx.merge(graphdef, state["average"]), metrics
-
-
-def _last_metrics(path: Path) -> dict[str, float]:
-    """Of a run that has ended: what its last step measured."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return json.loads(lines[-1]) if lines else {}
 
 
 def _held_out_metrics(evaluate: Callable, params: nnx.State, batches: list[tuple[str, Batch]]) -> dict[str, float]:
@@ -199,28 +158,3 @@ def _held_out_metrics(evaluate: Callable, params: nnx.State, batches: list[tuple
     result = {f"held_out/{name}": float(np.concatenate(values).mean()) for name, values in matches.items()}
     result["held_out/distinct_experts"] = float(np.mean(distinct))
     return result
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-
-
-def _check_same_run(path: Path, config: ml_collections.ConfigDict) -> None:
-    """Refuses to continue a run under another config: it would be neither the old run nor the new one."""
-    wanted = json.loads(config.to_json_best_effort())
-    if not path.exists():
-        path.write_text(json.dumps(wanted, indent=2, sort_keys=True) + "\n")
-        return
-    found = json.loads(path.read_text())
-    changed = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
-    if changed:
-        raise InputError(
-            f"{path}: this workdir was started with other values of {', '.join(changed)}; use another --workdir"
-        )

@@ -11,7 +11,8 @@ from expertflow_jax.predictor.calibration import expected_calibration_error
 from expertflow_jax.predictor.metrics import step_reliability, used_mask
 from expertflow_jax.predictor.model import PredictorConfig
 from expertflow_jax.predictor.storage import flatten_parameters
-from expertflow_jax.predictor.training import TrainingConfig, following_places, predict, train_predictor
+from expertflow_jax.predictor.trace_forecasts import following_places, predict
+from expertflow_jax.training.predictor import TrainingConfig, train_predictor
 
 SHAPE = PredictorConfig(10, 3, 12, 2, width=16, depth=1, heads=2, hidden=32)
 

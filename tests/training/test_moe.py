@@ -1,5 +1,6 @@
 """Training goes on after a kill as if nothing had happened, and refuses another run's workdir."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_model import small_config
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.training import losses, moe
 
 MODEL = small_config(num_hidden_layers=1, num_experts=4)
@@ -58,23 +60,40 @@ def forward(module, batch):
     return module.forward(batch["input_ids"], batch["positions"], batch["lengths"])
 
 
-def run(workdir: Path, stop_at: int | None = None):
-    return moe.train(
-        config(),
-        MODEL,
-        workdir,
-        batch_at=batch_at,
-        held_out=lambda: [("val", batch_at(1000))],
-        forward=forward,
-        stop_at=stop_at,
-    )
+class Killed(Exception):
+    pass
+
+
+def run(workdir: Path, kill_at: int | None = None):
+    def on_step(number: int) -> None:
+        if number == kill_at:
+            raise Killed
+
+    with Workdir(workdir, config().to_dict()) as place:
+        return moe.train(
+            config(),
+            MODEL,
+            place,
+            batch_at=batch_at,
+            held_out=lambda: [("val", batch_at(1000))],
+            forward=forward,
+            on_step=on_step,
+        )
+
+
+def steps_logged(workdir: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_loss(tmp_path):
     whole, expected = run(tmp_path / "whole")
-    run(tmp_path / "killed", stop_at=4)  # the newest checkpoint is of step 3
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", kill_at=4)  # the newest checkpoint has three steps
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 5, "lo')  # as a kill in the middle of a line leaves it
     resumed, found = run(tmp_path / "killed")
+    assert steps_logged(tmp_path / "killed") == list(range(9)) == steps_logged(tmp_path / "whole")
     assert found["loss"] == expected["loss"]
     assert found["held_out/val"] == expected["held_out/val"]
     for a, b in zip(jax.tree.leaves(moe.nnx.state(whole)), jax.tree.leaves(moe.nnx.state(resumed)), strict=True):
@@ -82,8 +101,13 @@ def test_a_killed_run_ends_with_the_same_loss(tmp_path):
 
 
 def test_another_config_is_refused(tmp_path):
-    (tmp_path / "train_config.json").write_text('{"seed": 1}')
-    with pytest.raises(InputError, match=r"started with other values of .*seed"):
+    Workdir(tmp_path, {**config().to_dict(), "seed": 1}).close()
+    with pytest.raises(InputError, match=r"results of another config: seed: 1, now 0; name another --workdir"):
+        run(tmp_path)
+
+
+def test_a_second_process_is_refused(tmp_path):
+    with Workdir(tmp_path, config().to_dict()), pytest.raises(InputError, match="another process is writing"):
         run(tmp_path)
 
 

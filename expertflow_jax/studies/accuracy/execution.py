@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from expertflow_jax import interrupts
 from expertflow_jax.harness.data import TaskData, forecast_prompts
 from expertflow_jax.inference.forecasting import Forecaster, predictor_time
 from expertflow_jax.inference.generation import generate_batch
@@ -156,6 +157,7 @@ def _run(
     engine = session.engine
     forecaster = make_forecaster(session, cell.variant, setting.predictor, truth)
     for done, (total, batch, queued) in enumerate(_batches(setting, cell, engine), start=1):
+        interrupts.check()
         session.records = []
         forecaster.expect(queued)
         prompts = [data.prompts[i] for i in batch]

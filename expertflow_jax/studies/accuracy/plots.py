@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from expertflow_jax.files import make_folder, whole_file
 from expertflow_jax.harness.rows import CellRow
 from expertflow_jax.studies.accuracy.statistics import noise_floor
 from expertflow_jax.studies.accuracy.tables import Comparisons, in_order, ordered
@@ -68,7 +69,7 @@ def draw_plots(rows: Sequence[CellRow], folder: Path) -> list[tuple[Path, str]]:
     """Draws all plots that the cells allow into `folder`: (path, caption) of each, PNG."""
     import matplotlib
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     done = []
     with matplotlib.rc_context(_RULES):
         for task in ordered(row.task for row in rows):
@@ -80,7 +81,8 @@ def draw_plots(rows: Sequence[CellRow], folder: Path) -> list[tuple[Path, str]]:
                 path = folder / f"{task}_{name}.png"
                 figure.suptitle(f"{task}, {mine[0].model}", fontsize=12)
                 # no version in the file: the same rows give the same bytes
-                figure.savefig(path, dpi=130, metadata={"Software": None})
+                with whole_file(path) as file:
+                    figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
                 done.append((path, f"{task}: {caption}{_simulated(mine)}"))
     return done
 

@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from expertflow_jax.files import make_folder, whole_file
 from expertflow_jax.studies.accuracy.tables import ordered
 from expertflow_jax.studies.growth.growth import growth
 
@@ -20,7 +21,7 @@ _STYLES = ("-", "--", ":", "-.")
 
 def draw_plots(rows: Sequence[Row], folder: Path) -> list[tuple[Path, str]]:
     """Draws what the rows allow into `folder`: (path, caption) of each, PNG."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     host = [row for row in rows if row["kind"] == "host" and row["sweep"] != "target"]
     schedulers = [row for row in rows if row["kind"] == "scheduler"]
     done = []
@@ -38,7 +39,8 @@ def draw_plots(rows: Sequence[Row], folder: Path) -> list[tuple[Path, str]]:
 
 
 def _save(figure: Figure, path: Path, caption: str) -> tuple[Path, str]:
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
     return path, caption
 
 

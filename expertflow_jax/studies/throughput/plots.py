@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from expertflow_jax.files import make_folder, whole_file
 from expertflow_jax.studies.accuracy.tables import ordered
 from expertflow_jax.studies.throughput.results import Row
 from expertflow_jax.workloads.windows import PHASES
@@ -23,7 +24,7 @@ _LOOKS = {
 
 def draw_fractions(rows: Sequence[Row], folder: Path) -> list[tuple[Path, str]]:
     """Draws what the rows allow into `folder`: (path, caption) of each, PNG."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     done = []
     for phase in PHASES:
         shown = [row for row in rows if row.phase == phase and row.cache_fraction > 0]
@@ -42,7 +43,8 @@ def draw_fractions(rows: Sequence[Row], folder: Path) -> list[tuple[Path, str]]:
         labelled = max(panels.flat, key=lambda axes: len(axes.get_lines()))
         figure.legend(*labelled.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
         path = folder / f"{phase}.png"
-        figure.savefig(path, dpi=130, metadata={"Software": None})
+        with whole_file(path) as file:
+            figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
         done.append((path, f"{phase.capitalize()}: tokens per second over cache fractions; bars: least to most."))
     return done
 

@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from expertflow_jax import interrupts
 from expertflow_jax.errors import InputError
 from expertflow_jax.files import make_folder, write_atomically, write_json
 from expertflow_jax.harness import timeline
@@ -203,6 +204,7 @@ def _run_cell(config: ml_collections.ConfigDict, models: Models, cell: Cell, wor
     for turn in range(config.repeats):
         order = cell.variants[turn % len(cell.variants) :] + cell.variants[: turn % len(cell.variants)]
         for name in order:
+            interrupts.check()
             repeats[name].append(run_once(window, variants[name], plans[name].slots, link, reference.needed))
     gc.unfreeze()
     made = _compilations(setup) - before

@@ -4,11 +4,11 @@ A word-level tokenizer over the benchmark's closed vocabulary; the long fixed ph
 single tokens. The image processor and chat template are Qwen3-VL's at the small model's sizes.
 """
 
-import json
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
+from expertflow_jax.files import make_folder, write_atomically, write_json
 from expertflow_jax.tasks.digit_scenes.questions import WORDS
 
 IM_START, IM_END, END = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
@@ -56,11 +56,11 @@ def vocab_size() -> int:
 
 def write_processor(directory: Path) -> None:
     """Writes tokenizer, chat template, image processor and generation settings into a checkpoint directory."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     tokenizer = build_tokenizer()
-    tokenizer.save(str(directory / "tokenizer.json"))
-    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    _write(
+    write_atomically(directory / "tokenizer.json", tokenizer.to_str(pretty=True))
+    write_atomically(directory / "chat_template.jinja", CHAT_TEMPLATE)
+    write_json(
         directory / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -71,7 +71,7 @@ def write_processor(directory: Path) -> None:
             "model_max_length": 512,
         },
     )
-    _write(
+    write_json(
         directory / "preprocessor_config.json",
         {
             "image_processor_type": "Qwen2VLImageProcessorFast",
@@ -89,8 +89,4 @@ def write_processor(directory: Path) -> None:
         },
     )
     end = tokenizer.token_to_id(END)
-    _write(directory / "generation_config.json", {"do_sample": False, "eos_token_id": end, "pad_token_id": end})
-
-
-def _write(path: Path, values: dict) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n")
+    write_json(directory / "generation_config.json", {"do_sample": False, "eos_token_id": end, "pad_token_id": end})

@@ -5,7 +5,6 @@ Axes: D model width, L MoE layers, E experts, K top-k.
 
 import functools
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,9 @@ from rich.console import Console
 from expertflow_jax import checkpoints, cli
 from expertflow_jax.checkpoints.load import read_config
 from expertflow_jax.errors import InputError
+from expertflow_jax.files import write_atomically
+from expertflow_jax.harness.environment import describe_environment
+from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.locate import locate
 from expertflow_jax.predictor import publish, report
 from expertflow_jax.predictor.examples import benchmark_examples, unusual_examples
@@ -26,13 +28,13 @@ from expertflow_jax.predictor.model import PredictorConfig, RoutingPathPredictor
 from expertflow_jax.predictor.recording import Recorder, is_recorded, record
 from expertflow_jax.predictor.runtime import Predictor
 from expertflow_jax.predictor.storage import save_predictor
-from expertflow_jax.predictor.training import TrainingConfig, train_predictor
 from expertflow_jax.processing import Processor, end_token_ids
 from expertflow_jax.routing.fingerprint import fingerprint_of
 from expertflow_jax.routing.trace_set import TraceSet
 from expertflow_jax.tasks.base import Example, Task
 from expertflow_jax.tasks.digit_scenes.files import write_benchmark
 from expertflow_jax.tasks.encoding import encode_task
+from expertflow_jax.training.predictor import TrainingConfig, train_predictor
 
 TRAIN, CALIBRATION, HELD_OUT, UNUSUAL = "train", "calibration", "held_out", "out_of_distribution"
 
@@ -151,6 +153,14 @@ def train_and_export(invocation: cli.Invocation) -> Path:
     assert workdir is not None
     path = locate(config.model)
     shape, training = predictor_config(config, path), training_config(config)
+    _counts(config)
+    with Workdir(workdir, json.loads(config.to_json_best_effort()), describe_environment(config.seed)):
+        return _train_and_export(invocation, path, shape, training)
+
+
+def _train_and_export(invocation: cli.Invocation, path: Path, shape: PredictorConfig, training: TrainingConfig) -> Path:
+    config, workdir = invocation.config, invocation.workdir
+    assert workdir is not None
     traces = record_all(config, path, workdir)
     predictor, summary = train_predictor(
         traces[TRAIN], shape, training, workdir / "training", held_out=traces[CALIBRATION]
@@ -162,7 +172,7 @@ def train_and_export(invocation: cli.Invocation) -> Path:
     console = Console()
     report.write_report(metrics, workdir / "report.json", console)
     publish.plot_recall(metrics, workdir / "recall.png")
-    _write(workdir / "report.md", f"# Routing path predictor of {path.name}\n\n{publish.markdown(metrics)}")
+    write_atomically(workdir / "report.md", f"# Routing path predictor of {path.name}\n\n{publish.markdown(metrics)}")
     export = _export(invocation, path, predictor, metrics, traces[TRAIN].checksum, summary)
     console.print(f"exported to {export}; report: {workdir / 'report.md'}")
     return export
@@ -197,7 +207,7 @@ def _export(
         "parameters": _parameters(predictor.config),
         "bytes": predictor.nbytes,
     }
-    _write(export / "README.md", publish.card(metrics, facts, json.loads(config.to_json_best_effort())))
+    write_atomically(export / "README.md", publish.card(metrics, facts, json.loads(config.to_json_best_effort())))
     return export
 
 
@@ -212,9 +222,3 @@ def _described(predictor: Predictor, provenance: dict[str, Any], metrics: dict[s
         provenance=provenance,
         metrics=metrics,
     )
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)

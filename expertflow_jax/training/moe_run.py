@@ -10,7 +10,10 @@ from flax import nnx
 from rich.console import Console
 
 from expertflow_jax import checkpoints, cli
-from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe
+from expertflow_jax.files import make_folder, write_atomically
+from expertflow_jax.harness.environment import describe_environment
+from expertflow_jax.harness.workdir import Workdir
+from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe, Qwen3VLMoeConfig
 from expertflow_jax.tasks.digit_scenes import processor_files
 from expertflow_jax.tasks.digit_scenes.stream import TrainStream, held_out_batches
 from expertflow_jax.training.digit_scenes import make_forward, model_config
@@ -55,6 +58,17 @@ def train_and_export(invocation: cli.Invocation) -> Path:
     assert workdir is not None
     model = model_config(config)
     stream = _stream(config)
+    plain = json.loads(config.to_json_best_effort())
+    with Workdir(workdir, plain, describe_environment(config.seed)) as place:
+        export = _train_and_export(invocation, model, stream, place)
+    Console().print(f"exported to {export}")
+    return export
+
+
+def _train_and_export(
+    invocation: cli.Invocation, model: Qwen3VLMoeConfig, stream: TrainStream, workdir: Workdir
+) -> Path:
+    config = invocation.config
     batches = None
 
     def held_out():
@@ -66,23 +80,23 @@ def train_and_export(invocation: cli.Invocation) -> Path:
     module, metrics = train(
         config, model, workdir, batch_at=stream.batch, held_out=held_out, forward=make_forward(model)
     )
-    export = workdir / "export"
+    export = make_folder(workdir.path / "export")
     checkpoints.save_hf(export, model, module, jax.numpy.dtype(config.export_dtype))
     processor_files.write_processor(export)
     command = " ".join(
         ["python -m train.moe", f"--config={invocation.config_path}", "--workdir=DIR", *invocation.overrides]
     )
     official = official_accuracies(
-        export, workdir / "data", train=4_000, val=2_000, seed=config.seed, batch_size=config.batch_size
+        export, workdir.path / "data", **config.official, seed=config.seed, batch_size=config.batch_size
     )
-    (export / "README.md").write_text(_card(config, metrics, official, command))
-    Console().print(f"exported to {export}")
+    write_atomically(export / "README.md", _card(config, metrics, official, command))
     return export
 
 
 def _card(
     config: ml_collections.ConfigDict, metrics: dict[str, float], official: dict[str, float], command: str
 ) -> str:
+    train, val = config.official.train, config.official.val
     measured = "\n".join(f"- {key}: {value:.4g}" for key, value in sorted(metrics.items()))
     table = "\n".join(f"| {name} | {value:.1%} |" for name, value in official.items())
     return f"""# A small MoE vision-language model for digit scenes
@@ -94,9 +108,9 @@ Qwen3-VL-MoE's architecture at {config.text.num_hidden_layers} MoE layers of {co
 
 Rebuild: `{command}`
 
-Official accuracies of greedy answers on the val split (2,000 questions over scans that training never saw), beside
-the best guess from the question alone (which has seen 4,000 training questions) and always the same letter. MMBench is
-circular: every rotation of the options must be answered right.
+Official accuracies of greedy answers on the val split ({val:,} questions over scans that training never saw), beside
+the best guess from the question alone (which has seen {train:,} training questions) and always the same letter. MMBench
+is circular: every rotation of the options must be answered right.
 
 | | accuracy |
 |---|---|
