@@ -85,6 +85,22 @@ def make_folder(path: str | Path) -> Path:
     return Path(path)
 
 
+def check_room(path: str | Path, size: int) -> None:
+    """Raises InputError if `size` bytes cannot be written at `path`; for libraries that fail with pages of their own.
+
+    The space is reserved, which is quick, and given back.
+    """
+    probe = Path(path).with_name(Path(path).name + PARTIAL)
+    try:
+        try:
+            with open(probe, "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, max(size, 1))
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
 def sync_folder(folder: Path) -> None:
     """Makes a new name in `folder` survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from expertflow_jax import interrupts
-from expertflow_jax.files import write_error
+from expertflow_jax.files import check_room, write_error
 from expertflow_jax.harness.row_file import with_keys
 from expertflow_jax.harness.workdir import Workdir
 
@@ -71,6 +71,7 @@ def run_steps(
     """
     log = workdir.row_file("metrics.jsonl", with_keys("step", "loss"))
     folder = (workdir.path / "checkpoints").absolute()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     try:
         with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=2)) as manager:
             first = 0
@@ -98,6 +99,8 @@ def run_steps(
                         log.append(row | dict(measure(state, number) if measure is not None else {}))
                         progress.update(bar, completed=done, note=f"loss {row['loss']:.4f}")
                     if keeps:
+                        manager.wait_until_finished()
+                        check_room(folder, size)
                         manager.save(done, args=ocp.args.StandardSave(state))
                     if on_step is not None:
                         on_step(number)
