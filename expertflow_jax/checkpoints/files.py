@@ -240,7 +240,8 @@ class TensorFiles:
     def _open(self, file: Any) -> _Shard:
         if isinstance(file, str) and file in self._shards:
             return self._shards[file]
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+        beside = isinstance(file, str) and file.isprintable() and Path(file).name == file
+        if not beside or not file.endswith(".safetensors"):
             raise InputError(f"{self._directory / INDEX}: names {brief(file)}, which is no safetensors file beside it")
         path = self._directory / file
         try:

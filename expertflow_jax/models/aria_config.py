@@ -4,14 +4,15 @@ Files leave out what equals the defaults of transformers' classes, so those are 
 """
 
 import dataclasses
+import operator
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from expertflow_jax.errors import InputError
+from expertflow_jax.errors import InputError, brief
 from expertflow_jax.models import aria_layout, rope
-from expertflow_jax.models.config_section import Section, decoder_to_hf, read_decoder
+from expertflow_jax.models.config_section import WIDTH, Section, decoder_to_hf, read_decoder
 from expertflow_jax.models.decoder_config import DecoderConfig
 from expertflow_jax.models.experts import ExpertKind
 from expertflow_jax.models.layers import ACTIVATIONS
@@ -278,11 +279,11 @@ def _vision_config(top: Section, section: Section, out_hidden_size: int) -> Aria
     queries = _queries(top)
     layer = top.get("vision_feature_layer", -1)
     if isinstance(layer, bool) or not isinstance(layer, int):
-        raise InputError(f"config.json: vision_feature_layer is {layer!r}, expected an integer")
+        raise InputError(f"config.json: vision_feature_layer is {brief(layer)}, expected an integer")
     return AriaVision(
         **{key: section.whole(key) for key in VISION_DEFAULTS},
         out_hidden_size=out_hidden_size,
-        hidden_act=str(section.get("hidden_act", "gelu_pytorch_tanh")),
+        hidden_act=section.text("hidden_act", "gelu_pytorch_tanh"),
         layer_norm_eps=section.number("layer_norm_eps", 1e-6),
         queries=tuple(sorted(queries.items())),
         learned_queries=top.whole("max_value_projector_patch_to_query_dict", max(queries.values())),
@@ -295,9 +296,10 @@ def _queries(top: Section) -> dict[int, int]:
     key = "projector_patch_to_query_dict"
     values = top.get(key, QUERIES)
     try:
-        queries = {int(patches): int(tokens) for patches, tokens in values.items()}
-    except (AttributeError, TypeError, ValueError):
+        queries = {int(patches): operator.index(tokens) for patches, tokens in values.items()}
+    except (AttributeError, TypeError, ValueError, OverflowError):
         queries = {}
-    if not queries or min(*queries, *queries.values()) < 1:
-        raise InputError(f'config.json: {key} is {values!r}, expected patches and queries such as {{"1225": 128}}')
+    numbers = [*queries, *queries.values()]
+    if not numbers or min(numbers) < 1 or max(numbers) > WIDTH:
+        raise InputError(f'config.json: {key} is {brief(values)}, expected patches and queries such as {{"1225": 128}}')
     return queries

@@ -66,6 +66,6 @@ def _sliding_layers(section: Section, sliding: bool) -> tuple[int, ...]:
     if kinds is None:
         below = min(count, section.whole("max_window_layers", 28, least=0))
         return tuple(range(0, below, 2)) if sliding else ()
-    if not isinstance(kinds, list) or len(kinds) != count or not set(kinds) <= {SLIDING, FULL}:
+    if not isinstance(kinds, list) or len(kinds) != count or any(kind not in (SLIDING, FULL) for kind in kinds):
         raise InputError(f"config.json: layer_types: want {SLIDING!r} or {FULL!r} for each of {count} layers")
     return tuple(i for i, kind in enumerate(kinds) if kind == SLIDING)

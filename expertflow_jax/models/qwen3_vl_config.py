@@ -205,8 +205,8 @@ class Qwen3VLMoeConfig:
 
 
 def _text_config(section: Section) -> DecoderConfig:
-    bias = section.flag("attention_bias", False)
-    return read_decoder(
+    bias, rope = section.flag("attention_bias", False), rope_section(section)
+    decoder = read_decoder(
         section,
         **sparse_layers(section),
         # transformers renormalises in this family whatever `norm_topk_prob` says, so we do too.
@@ -215,8 +215,15 @@ def _text_config(section: Section) -> DecoderConfig:
         qkv_bias=bias,
         o_bias=bias,
         rope_theta=500_000.0,
-        mrope_section=rope_section(section).wholes("mrope_section", (24, 20, 20)),
+        mrope_section=rope.wholes("mrope_section", (24, 20, 20)),
     )
+    turned = sum(decoder.mrope_section)
+    half = decoder.head_dim // 2
+    if rope.get("mrope_section") is not None and turned != half:
+        raise InputError(
+            f"config.json: {rope.key('mrope_section')} adds up to {turned}, expected half of head_dim, {half}"
+        )
+    return decoder
 
 
 def _vision_config(section: Section) -> VisionConfig:

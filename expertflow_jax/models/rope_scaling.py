@@ -119,7 +119,7 @@ def _yarn(plain: np.ndarray, head_dim: int, theta: float, scaling: RopeScaling) 
     def place(turns: float) -> float:
         """Index of the frequency that turns so often within the old context."""
         reach = scaling.original_max_position_embeddings / (turns * 2 * math.pi)
-        return head_dim * math.log(reach) / (2 * math.log(theta))
+        return head_dim * math.log(reach) / (2 * math.log(theta) or math.inf)
 
     low, high = place(scaling.beta_fast), place(scaling.beta_slow)
     if scaling.truncate:

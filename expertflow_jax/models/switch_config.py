@@ -106,7 +106,7 @@ class SwitchConfig(CausalLMConfig):
             moe_intermediate_size=inner,
             intermediate_size=inner,
             norm_topk_prob=False,
-            hidden_act=str(section.get("dense_act_fn", "relu")),
+            hidden_act=section.text("dense_act_fn", "relu"),
             rms_norm_eps=section.number("layer_norm_epsilon", 1e-6),
             max_position_embeddings=UNLIMITED,
             encoder_layers=encoder,
