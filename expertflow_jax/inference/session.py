@@ -120,7 +120,13 @@ class InferenceSession:
         self._spend("head_seconds", len(lengths))
         return np.asarray(logits)
 
-    def _step(
+    def _step(self, *step: Any) -> jax.Array:
+        try:
+            return self._layers(*step)
+        finally:
+            self.engine.end_step()  # also when it was given up: any thread may begin the next one
+
+    def _layers(
         self,
         phase: str,
         sequences: Sequences,
@@ -157,7 +163,6 @@ class InferenceSession:
                 moe_layer += 1
             if visual is not None and visual[1] is not None and layer < visual[0].shape[0]:
                 x = self.stages.add_deepstack(x, visual[0][layer], visual[1])
-        self.engine.end_step()
         sequences.lengths = sequences.lengths + lengths
         if self.records is not None:
             self.records.append(record)

@@ -5,29 +5,41 @@ UNKNOWN = 0.4  # share assumed before anything is known; of 0, 0.2, 0.4 and 1 th
 
 
 class Balance:
-    """Smoothed over steps, from sums that only grow.
+    """Smoothed over steps, from sums that only grow but where `rebase` says that they began anew.
 
     Attributes:
-      working: the share of the time in which computation did not wait for experts; `UNKNOWN` before the first step
+      working: the share of the time in which computation did not wait for experts; `unknown` before the first step
         has ended.
       layer_seconds: of computation per layer-step; 0 before the first step has ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, memory: float = MEMORY, unknown: float = UNKNOWN) -> None:
+        """
+        Args:
+          memory: weight of the latest step.
+          unknown: share assumed before anything is known.
+        """
+        self._memory, self._unknown = memory, unknown
         self.forget()
 
     def forget(self) -> None:
         """Starts anew."""
-        self.working, self.layer_seconds = UNKNOWN, 0.0
+        self.working, self.layer_seconds = self._unknown, 0.0
         self._measured = False
         self._before: tuple[float, float, int] | None = None
 
+    def rebase(self, stalled: float) -> None:
+        """The sum of stalls has been set from `stalled` to zero."""
+        if self._before is not None:
+            now, before, layer_steps = self._before
+            self._before = now, before - stalled, layer_steps
+
     def step(self, now: float, stalled: float, layer_steps: int) -> None:
-        """A step begins: seconds on the clock, stalled so far, layer-steps so far. Sums reset since are left out."""
+        """A step begins: seconds on the clock, stalled so far, layer-steps so far."""
         if self._before is not None:
             elapsed, stall, layers = (a - b for a, b in zip((now, stalled, layer_steps), self._before, strict=True))
             if elapsed > 0 and stall >= 0 and layers > 0:
-                weight = MEMORY if self._measured else 1.0
+                weight = self._memory if self._measured else 1.0
                 self.working += weight * (max(0.0, 1 - stall / elapsed) - self.working)
                 self.layer_seconds += weight * (max(0.0, elapsed - stall) / layers - self.layer_seconds)
                 self._measured = True

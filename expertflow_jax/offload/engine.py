@@ -20,13 +20,13 @@ The words, exactly:
 - After a lossy miss (drop, substitute) the expert is fetched in the *background*, when the link has nothing better and
   the policy grants a slot, so that the cache adapts; at most S wait, the oldest are forgotten.
 
-Under a virtual clock all this is a deterministic function of what was called. Under a real one the link's thread calls
-`next_transfer`, `load` and `arrived`; one lock guards the state, copies run outside it.
+Under a virtual clock all this is a deterministic function of what was called. Under a real one a thread of the link's
+own asks for transfers (traffic.py); one lock guards the state, copies run outside it.
 Axes: H steps of the horizon, L MoE layers, E experts, S slots. A key is layer * E + expert.
 """
 
-import collections
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,23 +37,23 @@ from jaxtyping import Bool, Float, Int
 from expertflow_jax.errors import InputError
 from expertflow_jax.offload.balance import Balance
 from expertflow_jax.offload.clock import Clock, VirtualClock, bookkeeping
-from expertflow_jax.offload.link import LinkSpec, Transfer, TransferLink, VirtualLink
+from expertflow_jax.offload.counts import Counts
+from expertflow_jax.offload.foresight import Foresight
+from expertflow_jax.offload.guard import Guard
+from expertflow_jax.offload.link import LinkSpec, TransferLink, VirtualLink
 from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.offload.policies.base import CachePolicy
 from expertflow_jax.offload.slots import READY, SlotPool
 from expertflow_jax.offload.store import HostTier
+from expertflow_jax.offload.traffic import Traffic
 from expertflow_jax.offload.worker import RealLink
-
-CALLED_FOR = 0.5  # forecast probability from which an expert counts as foreseen
-
-_COUNTS = (
-    *("hits", "late", "misses", "corrections", "prefetches", "urgent_transfers", "background_transfers"),
-    *("evictions", "wasted_prefetches", "bytes_transferred", "disk_reads", "disk_bytes", "layer_steps", "steps"),
-)
 
 
 class ExpertCacheEngine:
-    """Slots, policy and link together. One thread calls it.
+    """Slots, policy and link together. One thread at a time calls it (see `Guard`).
+
+    Every call raises RuntimeError once the engine is closed, and from a second thread while a step of another is open;
+    `stats`, `end_step` and `close` alone go on after closing.
 
     Attributes:
       store: the host tier.
@@ -97,41 +97,35 @@ class ExpertCacheEngine:
         self.policy.attach(self.pool)
         self._changed = threading.Condition(threading.RLock())
         self._link = self._make_link(LinkSpec.parse(link), window)
-        self._disk = LinkSpec.parse(disk)
-        self._urgent: collections.deque[int] = collections.deque()
-        self._background: dict[int, None] = {}  # a queue without repeats
-        self._needed: set[int] = set()  # asked for in this layer-step and not here yet
-        self._here: list[int] = []  # those of them that have arrived and not been served
+        self._foresight = Foresight(store.num_layers, store.num_experts)
+        self._counts = Counts()
+        parts = (store, self.pool, self.policy, self.clock)
+        self._traffic = Traffic(*parts, LinkSpec.parse(disk), self._changed, self._counts, self._foresight)
+        self._needed, self._here, self._busy = self._traffic.needed, self._traffic.here, self._traffic.busy
         self._pinning = False  # the running layer keeps slots from being overwritten
-        self._busy: list[int] = []  # slots handed to computations that may still run: no victims for prefetches
         self._asked = -1  # layer whose lossy request has been counted, so that its rounds do not count again
-        self._called_for: np.ndarray | None = None
-        self._mispredicted: list[int] = []  # the running layer-step's corrections
-        self._tick = 0
+        self._guard = Guard()
         self._balance = Balance()
-        self._counts = dict.fromkeys(_COUNTS, 0)
+        self._busy_before = 0.0  # seconds that the link was occupied before the cache began
         self.reset_stats()
-        self._link.attach(self)
+        self._link.attach(self._traffic)
 
     def _make_link(self, spec: LinkSpec, window: int | None) -> TransferLink:
         if self.clock.virtual:
             return VirtualLink(spec, self.clock, window or 2)
-        return RealLink(spec, self.clock, self._changed, window)
+        link = RealLink(spec, self.clock, self._changed, window)
+        weakref.finalize(self, link.end)  # the thread of an engine that nobody closes ends with it
+        return link
 
     @property
     def forecasts(self) -> bool:
         """Whether a horizon is of use: the policy reads it, and not every expert is in its slot."""
-        return self._scarce and self.policy.forecast in ("predictor", "truth")
+        return self._traffic.scarce and self.policy.forecast in ("predictor", "truth")
 
     @property
     def watches_hidden(self) -> bool:
         """Whether `observe_hidden` is of use: the policy asks for it, and not every expert is in its slot."""
-        return self._scarce and self.policy.forecast == "hidden"
-
-    @property
-    def _scarce(self) -> bool:
-        """Whether the policy has anything to decide."""
-        return self.pool.num_empty > 0 or self.num_slots < len(self.pool.slot_of)
+        return self._traffic.scarce and self.policy.forecast == "hidden"
 
     def warm_up(self) -> None:
         """Fills the slots before timing starts as the policy says (`CachePolicy.initial_keys`; by default experts in
@@ -142,41 +136,24 @@ class ExpertCacheEngine:
           RuntimeError: the policy wants an expert outside its home, or one twice.
         """
         with self._changed:
+            self._guard.enter()
+            self._guard.end_step()
+            self._guard.next_layer()
             self._link.drain()
-            self._urgent.clear()
-            self._background.clear()
-            self._needed.clear()
-            self._here.clear()
-            self._busy.clear()
+            self._traffic.forget()
             self._pinning = False
             self.pool.clear()
             self.store.reset()
-            self._tick = 0
             self._balance.forget()
+            self._busy_before = self._link.busy_seconds
             self.policy.attach(self.pool)
-            for slot, key in enumerate(self.policy.initial_keys().tolist()):
-                if key >= 0:
-                    self._fill(slot, key)
-
-    def _fill(self, slot: int, key: int) -> None:
-        """Puts an expert into an empty slot without the link."""
-        home = self.policy.home(key // self.store.num_experts)
-        if self.pool.slot_of[key] >= 0 or not home.start <= slot < home.stop:
-            raise RuntimeError(
-                f"policy {self.policy.name}: initial_keys gives slot {slot} to expert key {key}, which "
-                f"has one already or belongs to slots {home.start} to {home.stop - 1}"
-            )
-        self.pool.reserve(slot, key, 0)
-        buffer = self.pool.write(slot, self.store.source(key))
-        if buffer is not None:  # the store may let go of an expert only when it has travelled
-            jax.block_until_ready(buffer)
-        self.pool.publish(slot, int(self.pool.generation[slot]))
-        self.policy.moved(key, -1)
+            self._traffic.fill(self.policy.initial_keys())
 
     def begin_batch(self) -> None:
         """A batch of sequences begins: the next step is its first."""
         with self._changed:
-            if self._scarce:
+            self._guard.enter()
+            if self._traffic.scarce:
                 self.policy.begin_batch()
 
     @bookkeeping
@@ -190,17 +167,19 @@ class ExpertCacheEngine:
         Raises:
           InputError: the horizon does not fit the model.
         """
-        horizon = self._checked(horizon) if horizon is not None else None
+        if horizon is not None:
+            horizon = self._foresight.checked(horizon)
         with self._changed:
+            self._guard.enter()
+            self._guard.begin_step()
             self._link.pump(changed=False)
             self._next_layer()
             self._counts["steps"] += 1
             self._weigh()
-            self._called_for, self._mispredicted = None, []
-            if horizon is not None and self.forecasts:
-                self._called_for = (horizon[0] >= CALLED_FOR).reshape(-1)
-            if self._scarce:
-                self.policy.begin_step(horizon if self.forecasts else None)
+            horizon = horizon if self.forecasts else None
+            self._foresight.begin_step(horizon)
+            if self._traffic.scarce:
+                self.policy.begin_step(horizon)
             self._link.pump(changed=True)
 
     @bookkeeping
@@ -210,39 +189,39 @@ class ExpertCacheEngine:
         Raises:
           InputError: the horizon does not fit the model.
         """
-        horizon = self._checked(horizon)
+        horizon = self._foresight.checked(horizon)
         with self._changed:
+            self._guard.enter()
             self._link.pump(changed=False)
             if self.forecasts:
-                self._called_for = (horizon[0] >= CALLED_FOR).reshape(-1)
+                self._foresight.update(horizon)
                 self.policy.update_horizon(horizon)
             self._link.pump(changed=True)
-
-    def _checked(self, horizon: np.ndarray) -> np.ndarray:
-        horizon = np.asarray(horizon)
-        shape = (self.store.num_layers, self.store.num_experts)
-        if horizon.ndim != 3 or horizon.shape[1:] != shape or len(horizon) == 0:
-            raise InputError(f"horizon {horizon.shape}: expected [H, {shape[0]}, {shape[1]}] with H >= 1")
-        return horizon
 
     def _weigh(self) -> None:
         """Tells the policy how compute and transfers stand to each other."""
         balance, spec = self._balance, self._link.spec
-        balance.step(self.clock.now(), self.clock.totals["stall"], self._tick)
+        balance.step(self.clock.now(), self.clock.totals["stall"], self._traffic.tick)
         if spec.emulated:
             transfer = spec.seconds_on_link(self.store.expert_bytes)
         else:
-            moved = sum(self._counts[kind] for kind in ("urgent_transfers", "prefetches", "background_transfers"))
-            transfer = (self._link.busy_seconds - self._link_seconds_before) / max(moved, 1)
+            transfer = (self._link.busy_seconds - self._busy_before) / max(self._traffic.started, 1)
         self.policy.weigh(balance.working, balance.layer_seconds / transfer if transfer > 0 else float("inf"))
 
     def end_step(self) -> None:
-        """The step's last layer has been dispatched."""
-        self._leave()
+        """The step's last layer has been dispatched, or the step is given up. Nothing happens in a closed engine."""
+        if not self._guard.closed:
+            self._leave(None)
 
     @bookkeeping
-    def _leave(self) -> None:
+    def _leave(self, serial: int | None) -> None:
+        """Ends the layer-step of this serial if it is still the running one; None: whichever it is, and the step."""
         with self._changed:
+            if self._guard.closed or serial not in (None, self._guard.serial):
+                return
+            if serial is None:
+                self._guard.enter()
+                self._guard.end_step()
             self._link.pump(changed=False)
             self._release()
             self._link.pump(changed=True)
@@ -255,14 +234,10 @@ class ExpertCacheEngine:
         token's `top_k` likeliest experts are counts as called for.
         """
         with self._changed:
+            self._guard.enter()
             self._link.pump(changed=False)
             if self.watches_hidden:
-                num_layers, num_experts = self.store.num_layers, self.store.num_experts
-                if self._called_for is None:
-                    self._called_for = np.zeros(num_layers * num_experts, bool)
-                row_E = self._called_for[layer * num_experts : (layer + 1) * num_experts]
-                row_E[:] = False
-                row_E[np.argpartition(-router_probs, min(top_k, num_experts) - 1, axis=1)[:, :top_k]] = True
+                self._foresight.hidden(layer, router_probs, top_k)
                 self.policy.observe_hidden(layer, router_probs, top_k)
             self._link.pump(changed=True)
 
@@ -270,6 +245,7 @@ class ExpertCacheEngine:
         """Experts of `layer` that have arrived, bool [E]; they stay until its rounds end or another layer begins."""
         num_experts = self.store.num_experts
         with self._changed:
+            self._guard.enter()
             self._link.pump(changed=False)
             self._next_layer()
             row = slice(layer * num_experts, (layer + 1) * num_experts)
@@ -295,15 +271,14 @@ class ExpertCacheEngine:
         """
         keys = layer * self.store.num_experts + np.asarray(requested, np.int64)
         with self._changed:
+            self._guard.enter()
             hit = np.asarray(usable)[requested]
             self._count(self.pool.slot_of[keys], hit)
             self._asked = layer
-            self.pool.last_used[self.pool.slot_of[keys[hit]]] = self._tick
-            if self._scarce:
+            self.pool.last_used[self.pool.slot_of[keys[hit]]] = self._traffic.tick
+            if self._traffic.scarce:
                 self.policy.observe(layer, self._token_counts(requested, counts))
-            self._background.update(dict.fromkeys(keys[self.pool.slot_of[keys] < 0].tolist()))
-            while len(self._background) > self.num_slots:
-                del self._background[next(iter(self._background))]
+            self._traffic.fetch_later(keys[self.pool.slot_of[keys] < 0])
             self._link.pump(changed=True)
 
     def rounds(
@@ -321,22 +296,22 @@ class ExpertCacheEngine:
 
         Raises:
           InputError: an expert was never loaded into the store.
-          RuntimeError: a transfer failed.
+          RuntimeError: a transfer failed; or another layer-step, or the end of the step, has ended this one meanwhile.
         """
-        first, buffers = layer * self.store.num_experts, self.pool.buffers
+        first, buffers, serial = layer * self.store.num_experts, self.pool.buffers, -1
         try:
             keys, slots = self._ask(layer, first + np.asarray(experts, np.int64), experts, counts)
+            serial = self._guard.serial
             while True:
                 if len(keys):
                     yield tuple((keys - first).tolist()), tuple([buffers[slot] for slot in slots.tolist()])
-                    self._computed(keys, slots)
+                    self._computed(serial, keys, slots)
                 if not self._needed:
                     return
-                keys, slots = self._next_arrivals()
+                keys, slots = self._next_arrivals(serial)
         finally:
             if self._pinning:
-                self._leave()
-            self._asked = -1
+                self._leave(serial)
 
     @bookkeeping
     def _ask(
@@ -345,6 +320,7 @@ class ExpertCacheEngine:
         """Counts and pins a layer-step's experts, sends for the missing ones; returns (keys, slots) that are here."""
         pool = self.pool
         with self._changed:
+            self._guard.enter()
             self._link.pump(changed=False)
             counted = self._asked == layer
             self._next_layer()
@@ -354,17 +330,15 @@ class ExpertCacheEngine:
             missing = keys[:0] if all_here else keys[slots < 0]
             if not counted:
                 self._count(slots, here)
-                if self._called_for is not None and len(missing):
-                    self._mispredicted = missing[~self._called_for[missing]].tolist()
-                    self._counts["corrections"] += len(self._mispredicted)
-                if self._scarce:
+                self._counts["corrections"] += self._foresight.asked(missing)
+                if self._traffic.scarce:
                     self.policy.observe(layer, self._token_counts(experts, counts))
             pool.keep(slots)
-            pool.last_used[slots] = self._tick
+            pool.last_used[slots] = self._traffic.tick
             self._pinning = True
             if not all_here:
                 self._needed.update(keys[~here].tolist())
-                self._urgent.extend(self.policy.urgency(missing).tolist())
+                self._traffic.urgent.extend(self.policy.urgency(missing).tolist())
                 keys, slots = keys[here], slots[here]
             self._link.pump(changed=True)
             return keys, slots
@@ -376,35 +350,32 @@ class ExpertCacheEngine:
         return counts
 
     def _count(self, slots: np.ndarray, hit: np.ndarray) -> None:
-        self._tick += 1
-        counts = self._counts
-        hits = int(np.count_nonzero(hit))
-        missing = 0 if hits == len(slots) else int(np.count_nonzero(slots < 0))
-        counts["layer_steps"] += 1
-        counts["hits"] += hits
-        counts["misses"] += missing
-        counts["late"] += len(slots) - hits - missing
-        self.pool.unused_prefetch[slots] = False
+        self._traffic.tick += 1
+        self._counts.layer_step(self.pool, slots, hit)
 
     @bookkeeping
-    def _computed(self, keys: np.ndarray, slots: np.ndarray) -> None:
+    def _computed(self, serial: int, keys: np.ndarray, slots: np.ndarray) -> None:
         """The computation that reads these experts has been dispatched: they may go."""
         with self._changed:
+            self._guard.enter()
+            self._guard.check(serial)
             self._link.pump(changed=False)
             if self._reads_last:
                 self._busy += slots.tolist()
             else:
-                self.pool.let_go_of(keys, slots, self._tick)
-            if not self._needed and self._asked < 0:
+                self.pool.let_go_of(keys, slots, self._traffic.tick)
+            if not self._needed:
                 self._pinning = False
             self._link.pump(changed=True)
 
     @bookkeeping
-    def _next_arrivals(self) -> tuple[np.ndarray, np.ndarray]:
+    def _next_arrivals(self, serial: int) -> tuple[np.ndarray, np.ndarray]:
         """Waits until at least one needed expert has arrived; returns (keys, slots) of all that have, ascending."""
         with self._changed:
+            self._guard.check(serial)
             while not self._here:
                 self._link.wait()
+                self._guard.check(serial)
             keys = np.array(sorted(self._here), np.int64)
             self._needed.difference_update(self._here)
             self._here.clear()
@@ -419,94 +390,16 @@ class ExpertCacheEngine:
 
     def _release(self) -> None:
         """Nothing is needed any more, also if the rounds were left unfinished."""
+        self._guard.next_layer()
         self._asked = -1
         if not self._pinning:
             return
         self._pinning = False
         self._needed.clear()
         self._here.clear()
-        self._urgent.clear()
+        self._traffic.urgent.clear()
         pinned = self.pool.kept(slice(0, self.num_slots))
         self.pool.let_go(np.setdiff1d(pinned, self._busy) if self._busy else pinned)
-
-    def has_work(self) -> bool:
-        """For the link, with the lock held: whether anything may want to travel."""
-        return bool(self._urgent or self._background) or (self.policy.prefetches and self._scarce)
-
-    def next_transfer(self) -> Transfer | None:
-        """For the link, with the lock held: reserves a slot for what should travel now."""
-        while self._urgent:
-            key = self._urgent[0]
-            slot = self._slot_for(key, urgent=True)
-            if slot < 0:
-                return None
-            self._urgent.popleft()
-            return self._reserve(key, slot, "urgent")
-        key = self.policy.next_prefetch() if self._scarce else -1
-        if key >= 0:
-            slot = self._slot_for(key, urgent=False)
-            if slot >= 0:
-                return self._reserve(key, slot, "prefetch")
-        for key in list(self._background) if self._background else ():
-            if self.pool.slot_of[key] >= 0:
-                del self._background[key]
-            elif (slot := self._slot_for(key, urgent=False)) >= 0:
-                del self._background[key]
-                return self._reserve(key, slot, "background")
-        return None  # what found no slot keeps its place: the running layer holds them all for now
-
-    def _slot_for(self, key: int, urgent: bool) -> int:
-        home = self.policy.home(key // self.store.num_experts)
-        slot = self.pool.first_empty(home)
-        if slot >= 0:
-            return slot
-        slot = self.policy.victim(key, urgent)
-        if slot < 0 and urgent and self._busy:  # rather wait for a computation than for ever
-            busy = np.array([slot for slot in self._busy if home.start <= slot < home.stop], np.int64)
-            self.pool.let_go(busy)
-            slot = self.policy.victim(key, urgent)
-            self.pool.keep(busy[busy != slot])
-        if slot in self._busy:
-            self._busy.remove(slot)
-        return slot
-
-    def _reserve(self, key: int, slot: int, kind: str) -> Transfer:
-        pool, counts = self.pool, self._counts
-        wasted = bool(pool.unused_prefetch[slot])
-        evicted = pool.reserve(slot, key, self._tick)
-        if evicted >= 0:
-            counts["evictions"] += 1
-            counts["wasted_prefetches"] += wasted
-        self.policy.moved(key, evicted)
-        pool.unused_prefetch[slot] = kind == "prefetch"
-        counts["prefetches" if kind == "prefetch" else f"{kind}_transfers"] += 1
-        counts["bytes_transferred"] += self.store.expert_bytes
-        return Transfer(key, slot, int(pool.generation[slot]), kind)
-
-    def load(self, transfer: Transfer) -> int:
-        """For the link, without the lock: starts the copy into the reserved slot; returns its bytes."""
-        if unpinned := self.store.unpinned_bytes(transfer.key):
-            with self._changed:
-                self._counts["disk_reads"] += 1
-                self._counts["disk_bytes"] += unpinned
-            if self.clock.virtual:
-                transfer.disk_seconds = self._disk.seconds_on_link(unpinned) + self._disk.latency_seconds
-        transfer.buffer = self.pool.write(transfer.slot, self.store.source(transfer.key))
-        return self.store.expert_bytes
-
-    def arrived(self, transfer: Transfer) -> None:
-        """For the link, with the lock held: the expert is usable."""
-        needed = transfer.key in self._needed
-        if self.pool.publish(transfer.slot, transfer.generation, needed) and needed:
-            self._here.append(transfer.key)
-        transfer.buffer = None
-        if self.clock.timeline is not None:
-            layer, expert = divmod(transfer.key, self.store.num_experts)
-            kind = transfer.kind
-            if kind == "urgent" and transfer.key in self._mispredicted:
-                kind = "correction"
-            name = f"{kind} layer {layer} expert {expert}"
-            self.clock.timeline.append(("link", name, transfer.start, transfer.end))
 
     def stats(self) -> dict[str, Any]:
         """Counts, bytes and seconds since `reset_stats`, by the row keys of DESIGN section 5, and a few more:
@@ -516,7 +409,6 @@ class ExpertCacheEngine:
         """
         with self._changed:
             counts = dict(self._counts)
-            requests = counts["hits"] + counts["late"] + counts["misses"]
             return {
                 "policy": self.policy.name,
                 "slots": self.num_slots,
@@ -524,7 +416,7 @@ class ExpertCacheEngine:
                 "link": str(self._link.spec),
                 "clock": "virtual" if self.clock.virtual else "real",
                 **counts,
-                "hit_rate": counts["hits"] / requests if requests else 1.0,
+                "hit_rate": self._counts.hit_rate,
                 "wall_seconds": self.clock.elapsed(),
                 **{f"{kind}_seconds": seconds for kind, seconds in self.clock.totals.items()},
                 "link_seconds": self._link.busy_seconds - self._link_seconds_before,
@@ -532,17 +424,23 @@ class ExpertCacheEngine:
             }
 
     def reset_stats(self) -> None:
-        """Starts all counts, the clock's totals and the peak anew; the cache stays as it is."""
+        """Starts all counts, the clock's totals and the peak anew; the cache stays as it is, and what it decides."""
         with self._changed:
-            self._counts = dict.fromkeys(_COUNTS, 0)
+            self._guard.enter()
+            self._counts.reset()
+            self._balance.rebase(self.clock.totals["stall"])
             self._link_seconds_before = self._link.busy_seconds
             self.pool.peak_bytes = self.pool.live_bytes
             self.clock.reset_totals()
 
     def close(self) -> None:
-        """Ends the link and frees the slots' device memory."""
+        """Ends the link and frees the slots' device memory. Any thread may call it, also twice: a call that waits in
+        another thread ends with RuntimeError.
+        """
         self._link.close()
-        self.pool.delete()
+        with self._changed:
+            self._guard.closed = True
+            self.pool.delete()
 
     def __enter__(self) -> "ExpertCacheEngine":
         return self

@@ -8,6 +8,7 @@ it, while the device computes on; a copy that takes longer than that arrives whe
 
 import collections
 import threading
+import weakref
 
 import jax
 
@@ -21,10 +22,11 @@ WAKE_UP_SECONDS = 500e-6
 
 
 class RealLink:
-    """Moves experts on a thread of its own. See `TransferLink` for the methods.
+    """Moves experts on a thread of its own. See `TransferLink` for the methods; all but `close` and `end` raise
+    RuntimeError once it is closed, also in a thread that waits then.
 
-    The state below is guarded by the engine's lock, except that only the thread itself looks at
-    `_free_at` and `_last_end`.
+    The thread holds its engine weakly, so that one that nobody closes can be collected. The state below is guarded by
+    the engine's lock, except that only the thread itself looks at `_free_at` and `_last_end`.
     """
 
     def __init__(self, spec: LinkSpec, clock: Clock, condition: threading.Condition, window: int | None = None):
@@ -51,8 +53,15 @@ class RealLink:
         self._thread = threading.Thread(target=self._run, name="expert-link", daemon=True)
 
     def attach(self, source: TransferSource) -> None:
-        self._source = source
+        self._source_reference = weakref.ref(source)
         self._thread.start()
+
+    @property
+    def _source(self) -> TransferSource:
+        source = self._source_reference()
+        if source is None:
+            raise ReferenceError("the engine of this link has been collected")
+        return source
 
     def pump(self, changed: bool) -> None:
         self._raise_failure()
@@ -81,14 +90,20 @@ class RealLink:
             self._paused = False
         self._raise_failure()
 
-    def close(self) -> None:
+    def end(self) -> None:
+        """Lets the thread end once nothing is under way, without waiting for it."""
         with self._condition:
             self._closing = True
             self._condition.notify_all()
+
+    def close(self) -> None:
+        self.end()
         if self._thread.ident is not None:
             self._thread.join()
 
     def _raise_failure(self) -> None:
+        if self._closing:
+            raise RuntimeError("the engine is closed; make a new one")
         if self._failure is not None:
             kind = InputError if isinstance(self._failure, InputError) else RuntimeError
             raise kind(f"moving experts to the device failed: {self._failure}") from self._failure
@@ -101,6 +116,8 @@ class RealLink:
                     self._start(transfer)
                 else:
                     self._finish(transfer)
+        except ReferenceError:
+            pass  # nobody is left to report to
         except BaseException as failure:
             with self._condition:
                 self._failure = failure

@@ -250,6 +250,12 @@ class Reference:
         self.start_frequency = self.frequency.copy()
         self.advance(self.now)
 
+    def update_horizon(self, horizon):
+        self.advance(self.now)
+        if self.policy in ("oracle", "expertflow"):
+            self.horizon, self.called_for, self.view = horizon, horizon[0], None
+        self.advance(self.now)
+
     def end_step(self):
         self.advance(self.now)
         self.release()

@@ -1,0 +1,176 @@
+"""The engine's side of the link: what travels next, into which slot, and what an arrival means. (See engine.py.)
+
+The link asks whenever it is free: urgent misses first, in the policy's order, then the policy's prefetches, then what
+lossy steps missed. Under a real clock its own thread asks, with the engine's lock held except for `load`.
+Axes: S slots. A key is layer * E + expert.
+"""
+
+import collections
+import threading
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from expertflow_jax.offload.clock import Clock
+from expertflow_jax.offload.counts import Counts
+from expertflow_jax.offload.foresight import Foresight
+from expertflow_jax.offload.link import LinkSpec, Transfer
+from expertflow_jax.offload.policies.base import CachePolicy
+from expertflow_jax.offload.slots import SlotPool
+from expertflow_jax.offload.store import HostTier
+
+
+class Traffic:
+    """A `TransferSource`: queues, and the slots that transfers take.
+
+    Attributes:
+      urgent: missing keys of the running layer-step, in order.
+      needed: keys asked for in this layer-step that were not there at once and have not been served.
+      here: those of them that have arrived.
+      busy: slots handed to computations that may still run: no victims for prefetches.
+      tick: layer-steps so far, for `SlotPool.last_used`.
+      started: transfers since the cache began.
+    """
+
+    def __init__(
+        self,
+        store: HostTier,
+        pool: SlotPool,
+        policy: CachePolicy,
+        clock: Clock,
+        disk: LinkSpec,
+        changed: threading.Condition,
+        counts: Counts,
+        foresight: Foresight,
+    ):
+        """
+        Args:
+          disk: from files to host memory; counts on the virtual clock alone.
+          changed: the engine's, around its lock.
+        """
+        self.urgent: collections.deque[int] = collections.deque()
+        self.needed: set[int] = set()
+        self.here: list[int] = []
+        self.busy: list[int] = []
+        self.tick = self.started = 0
+        self._background: dict[int, None] = {}  # a queue without repeats
+        self._store, self._pool, self._policy = store, pool, policy
+        self._clock, self._disk, self._changed = clock, disk, changed
+        self._counts, self._foresight = counts, foresight
+
+    def forget(self) -> None:
+        """The cache starts anew; nothing is under way."""
+        for queue in (self.urgent, self.needed, self.here, self.busy, self._background):
+            queue.clear()  # type: ignore[attr-defined]
+        self.tick = self.started = 0
+
+    def fill(self, keys: Int[np.ndarray, "S"]) -> None:
+        """Puts experts into the empty slots without the link: the key of each slot, -1 for none.
+
+        Raises:
+          RuntimeError: the policy wants an expert outside its home, or one twice.
+        """
+        pool = self._pool
+        for slot, key in enumerate(keys.tolist()):
+            if key < 0:
+                continue
+            home = self._policy.home(key // self._store.num_experts)
+            if pool.slot_of[key] >= 0 or not home.start <= slot < home.stop:
+                raise RuntimeError(
+                    f"policy {self._policy.name}: initial_keys gives slot {slot} to expert key {key}, which has one "
+                    f"already or belongs to slots {home.start} to {home.stop - 1}"
+                )
+            pool.reserve(slot, key, 0)
+            buffer = pool.write(slot, self._store.source(key))
+            if buffer is not None:  # the store may let go of an expert only when it has travelled
+                jax.block_until_ready(buffer)
+            pool.publish(slot, int(pool.generation[slot]))
+            self._policy.moved(key, -1)
+
+    @property
+    def scarce(self) -> bool:
+        """Whether the policy has anything to decide: not every expert is in its slot."""
+        return self._pool.num_empty > 0 or self._pool.num_slots < len(self._pool.slot_of)
+
+    def fetch_later(self, keys: Int[np.ndarray, "n"]) -> None:
+        """A lossy layer-step missed these keys; at most S wait, the oldest are forgotten."""
+        self._background.update(dict.fromkeys(keys.tolist()))
+        while len(self._background) > self._pool.num_slots:
+            del self._background[next(iter(self._background))]
+
+    def has_work(self) -> bool:
+        """For the link, with the lock held: whether anything may want to travel."""
+        return bool(self.urgent or self._background) or (self._policy.prefetches and self.scarce)
+
+    def next_transfer(self) -> Transfer | None:
+        """For the link, with the lock held: reserves a slot for what should travel now."""
+        if self.urgent:
+            key = self.urgent[0]
+            slot = self._slot_for(key, urgent=True)
+            if slot < 0:
+                return None
+            self.urgent.popleft()
+            return self._reserve(key, slot, "urgent")
+        key = self._policy.next_prefetch() if self.scarce else -1
+        if key >= 0:
+            slot = self._slot_for(key, urgent=False)
+            if slot >= 0:
+                return self._reserve(key, slot, "prefetch")
+        for key in list(self._background) if self._background else ():
+            if self._pool.slot_of[key] >= 0:
+                del self._background[key]
+            elif (slot := self._slot_for(key, urgent=False)) >= 0:
+                del self._background[key]
+                return self._reserve(key, slot, "background")
+        return None  # what found no slot keeps its place: the running layer holds them all for now
+
+    def _slot_for(self, key: int, urgent: bool) -> int:
+        home = self._policy.home(key // self._store.num_experts)
+        slot = self._pool.first_empty(home)
+        if slot >= 0:
+            return slot
+        slot = self._policy.victim(key, urgent)
+        if slot < 0 and urgent and self.busy:  # rather wait for a computation than for ever
+            busy = np.array([slot for slot in self.busy if home.start <= slot < home.stop], np.int64)
+            self._pool.let_go(busy)
+            slot = self._policy.victim(key, urgent)
+            self._pool.keep(busy[busy != slot])
+        if slot in self.busy:
+            self.busy.remove(slot)
+        return slot
+
+    def _reserve(self, key: int, slot: int, kind: str) -> Transfer:
+        pool = self._pool
+        wasted = bool(pool.unused_prefetch[slot])
+        evicted = pool.reserve(slot, key, self.tick)
+        self._counts.transfer(kind, self._store.expert_bytes, evicted >= 0, wasted)
+        self.started += 1
+        self._policy.moved(key, evicted)
+        pool.unused_prefetch[slot] = kind == "prefetch"
+        return Transfer(key, slot, int(pool.generation[slot]), kind)
+
+    def load(self, transfer: Transfer) -> int:
+        """For the link, without the lock: starts the copy into the reserved slot; returns its bytes."""
+        if unpinned := self._store.unpinned_bytes(transfer.key):
+            with self._changed:
+                self._counts["disk_reads"] += 1
+                self._counts["disk_bytes"] += unpinned
+            if self._clock.virtual:
+                transfer.disk_seconds = self._disk.seconds_on_link(unpinned) + self._disk.latency_seconds
+        transfer.buffer = self._pool.write(transfer.slot, self._store.source(transfer.key))
+        return self._store.expert_bytes
+
+    def arrived(self, transfer: Transfer) -> None:
+        """For the link, with the lock held: the expert is usable."""
+        needed = transfer.key in self.needed
+        if self._pool.publish(transfer.slot, transfer.generation, needed) and needed:
+            self.here.append(transfer.key)
+        transfer.buffer = None
+        if self._clock.timeline is not None:
+            layer, expert = divmod(transfer.key, self._store.num_experts)
+            kind = transfer.kind
+            if kind == "urgent" and transfer.key in self._foresight.mispredicted:
+                kind = "correction"
+            name = f"{kind} layer {layer} expert {expert}"
+            self._clock.timeline.append(("link", name, transfer.start, transfer.end))
