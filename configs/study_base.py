@@ -42,6 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.max_wait = 8  # batches that a sequence may be passed over
     config.seeds = (0,)
     config.bootstrap_samples = 2_000
+    config.equivalence_margin = 0.01  # a difference in accuracy below one point counts as no impact, if it is shown
 
     config.clock = "virtual"  # arrivals by bytes / bandwidth and recorded compute costs: rows are reproducible
     config.costs = "configs/costs/digit_scenes_moe_cpu.json"  # seconds per stage, recorded by eval.calibrate

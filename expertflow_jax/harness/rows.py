@@ -134,6 +134,7 @@ class CellRow(Measured):
     host_bytes: int
     seed: int
     num_examples: int
+    units: int
     accuracy: float
     accuracy_ci_low: float
     accuracy_ci_high: float
@@ -142,6 +143,9 @@ class CellRow(Measured):
     delta_ci_low: float
     delta_ci_high: float
     flips: int
+    p_value: float
+    equivalence_p: float
+    equivalence_margin: float
     mcnemar_p: float
     logit_kl: float
     bit_identical: bool

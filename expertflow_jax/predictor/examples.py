@@ -7,7 +7,7 @@ import numpy as np
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.tasks import vqa_v2
-from expertflow_jax.tasks.base import Example, Task, user_turn
+from expertflow_jax.tasks.base import Example, Task, question_of, user_turn
 from expertflow_jax.tasks.digit_scenes.questions import dense_question
 from expertflow_jax.tasks.digit_scenes.scenes import render, sample_scene, scan_bank
 from expertflow_jax.tasks.registry import make_task
@@ -45,7 +45,7 @@ def benchmark_examples(
             examples = prepare(task, examples)
         order = [examples[i] for i in rng.permutation(len(examples))]
         if task.circular:
-            order = list({example.cluster: example for example in order}.values())
+            order = list({question_of(example): example for example in order}.values())
         first = (skip or {}).get(name, 0)
         if first + count > len(order):
             raise InputError(

@@ -17,11 +17,11 @@ class Example:
       image: uint8 [H, W, 3].
       target: what the metric compares with, as JSON has it.
       group: question type or category, for scores by group.
-      cluster: what scores of this example may correlate within: the image in VQA, the question with all its
-        rotations in MMBench.
+      cluster: what scores of this example may correlate within: the image, of whose questions all have its name.
       max_new_tokens: length limit of the answer; 0 under teacher forcing.
       text: what is encoded as it stands, instead of messages.
       input_ids: tokens given as such, instead of both.
+      question: under circular evaluation, the question that this example asks in one rotation; None: the cluster.
     """
 
     id: str
@@ -33,6 +33,12 @@ class Example:
     max_new_tokens: int
     text: str | None = None
     input_ids: tuple[int, ...] | None = None
+    question: str | None = None
+
+
+def question_of(example: Example) -> str:
+    """What counts together with the example under circular evaluation."""
+    return example.cluster if example.question is None else example.question
 
 
 class Task(Protocol):
@@ -40,7 +46,7 @@ class Task(Protocol):
 
     Attributes:
       name, split: of the benchmark.
-      circular: an answer counts only if all examples of its cluster are right.
+      circular: an answer counts only if all examples of its question are right.
       teacher_forced: nothing is generated; every next token of the example's text is foretold, the true ones given.
     """
 
@@ -50,7 +56,7 @@ class Task(Protocol):
     teacher_forced: bool
 
     def examples(self, limit: int | None = None) -> list[Example]:
-        """The split's examples in order; with `limit`, at most so many (clusters that count together stay whole)."""
+        """The split's examples in order; with `limit`, at most so many (rotations that count together stay whole)."""
 
     def score(self, example: Example, prediction: str) -> float:
         """The official score of one answer, in [0, 1]."""

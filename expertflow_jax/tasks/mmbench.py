@@ -3,12 +3,15 @@
     DATA/mmbench/MMBench_DEV_EN.tsv
 
 In a circular set the rows index, index + 1e6, index + 2e6, ... are one question with its options rotated, and it
-counts only if every row is answered right. Choices are read from answers as VLMEvalKit reads them without a judge.
+counts only if every row is answered right. Questions that show the same image are one cluster, whether rows refer to
+the image's row or repeat it. Choices are read from answers as VLMEvalKit reads them without a judge.
 """
 
 import base64
 import binascii
 import csv
+import dataclasses
+import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.tasks.base import Example, mean_by_group, user_turn
+from expertflow_jax.tasks.base import Example, mean_by_group, question_of, user_turn
 from expertflow_jax.tasks.files import rgb_bytes
 
 SOURCE = "https://opencompass.openxlab.space/utils/benchmarks/MMBench/"
@@ -195,6 +198,10 @@ def extract_choice(prediction: str, options: Mapping[str, str]) -> str | None:
     return said[0] if len(said) == 1 else None
 
 
+def _image_digest(pixels: np.ndarray) -> bytes:
+    return hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).digest()
+
+
 class MMBench:
     """The task; reads what the TFDS builder prepared from the official file."""
 
@@ -212,30 +219,38 @@ class MMBench:
         self._source = prepared(MMBenchBuilder, data_dir, split)
 
     def examples(self, limit: int | None = None) -> list[Example]:
-        found: list[Example] = []
-        group: list[Example] = []
+        examples: list[Example] = []
+        rotations: list[Example] = []
+        question_of_image: dict[bytes, str] = {}  # the first question that shows it, whose name its cluster takes
         for i in range(len(self._source)):
-            example = self._example(self._source[i])
-            if group and example.cluster != group[0].cluster:
-                found += group
-                group = []
-            group.append(example)
-            if limit is not None and found and len(found) + len(group) > limit:
-                return found
-        return found + group
+            record = self._source[i]
+            example = self._example(record)
+            if rotations and example.question != rotations[0].question:
+                examples += rotations
+                rotations = []
+            if rotations:
+                cluster = rotations[0].cluster
+            else:
+                cluster = question_of_image.setdefault(_image_digest(np.asarray(record["image"])), example.cluster)
+            rotations.append(dataclasses.replace(example, cluster=cluster))
+            if limit is not None and examples and len(examples) + len(rotations) > limit:
+                return examples
+        return examples + rotations
 
     def _example(self, record: dict[str, Any]) -> Example:
         letters = [letter.decode() for letter in record["letters"]]
         options = dict(zip(letters, (option.decode() for option in record["options"]), strict=True))
         text = prompt_text(record["question"].decode(), options, record["hint"].decode() or None)
         index = int(record["index"])
+        question = str(index % ROTATION)
         return Example(
             id=str(index),
             messages=user_turn(text, self._image_first),
             image=np.asarray(record["image"]),
             target={"answer": record["answer"].decode(), "options": options},
             group=record["category"].decode(),
-            cluster=str(index % ROTATION),
+            cluster=question,
+            question=question,
             max_new_tokens=MAX_NEW_TOKENS,
         )
 
@@ -247,11 +262,12 @@ class MMBench:
         rotations: dict[str, dict[int, float]] = {}
         group_of = {}
         for example, prediction in zip(examples, predictions, strict=True):
-            rotations.setdefault(example.cluster, {})[int(example.id)] = self.score(example, prediction)
-            group_of[example.cluster] = example.group
+            question = question_of(example)
+            rotations.setdefault(question, {})[int(example.id)] = self.score(example, prediction)
+            group_of[question] = example.group
         circular = [min(scores.values()) for scores in rotations.values()]
         return {
             "accuracy": float(np.mean(circular)),
             "vanilla_accuracy": float(np.mean([scores[min(scores)] for scores in rotations.values()])),
-            **mean_by_group([group_of[cluster] for cluster in rotations], circular, "category"),
+            **mean_by_group([group_of[question] for question in rotations], circular, "category"),
         }

@@ -5,6 +5,8 @@ import pytest
 from official_files import HEADER, image, rows, write_mmbench
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.harness.data import TaskData
+from expertflow_jax.studies.accuracy.comparison import units
 from expertflow_jax.tasks.mmbench import extract_choice, prompt_text, read_records
 from expertflow_jax.tasks.registry import make_task
 
@@ -37,6 +39,28 @@ def test_rows_come_back_whole_with_rotations_in_order(task):
             ],
         }
     ]
+
+
+def test_questions_that_share_an_image_are_one_cluster(tmp_path):
+    """By reference to its row or by the same picture again; rotations stay one question."""
+    by_reference = rows()
+    by_reference[1] |= {"image": "7"}
+    for one in by_reference[3:]:
+        one["image"] = "7"
+    repeated = rows()
+    repeated[1] |= {"image": repeated[0]["image"]}
+    for number, table in enumerate((by_reference, repeated)):
+        write_mmbench(tmp_path / str(number), table)
+        task = make_task("mmbench", tmp_path / str(number), "val")
+        examples = task.examples()
+        assert [e.cluster for e in examples] == ["7"] * 5
+        assert [e.question for e in examples] == ["7", "7", "12", "12", "12"]
+        right = [e.target["answer"] for e in examples]
+        assert task.aggregate(examples, [*right[:-1], "A"])["accuracy"] == 0.5
+        assert len(task.examples(4)) == 2
+        scores, clusters = units(TaskData(task, examples, []), np.array([1, 1, 1, 0, 1.0]))
+        assert scores.tolist() == [1, 0]
+        assert clusters.tolist() == ["7", "7"]
 
 
 def test_prompt_without_hint():

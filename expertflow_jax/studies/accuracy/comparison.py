@@ -1,6 +1,6 @@
 """From what a cell did to its row: scores, and paired comparison with the all-resident runs. (DESIGN section 10.)
 
-Axes: W examples, U statistical units, V vocabulary.
+Axes: W examples, U statistical units.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_collections
 import numpy as np
+from jaxtyping import Float
 
 from expertflow_jax.harness.data import TaskData
 from expertflow_jax.harness.rows import CellRow, cell_id, measured
@@ -19,6 +20,7 @@ from expertflow_jax.studies.accuracy import statistics
 from expertflow_jax.studies.accuracy.execution import Execution
 from expertflow_jax.studies.accuracy.grid import Cell
 from expertflow_jax.studies.accuracy.result_files import ResultWriter
+from expertflow_jax.tasks.base import question_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,17 +69,19 @@ class Outcome:
         }
 
 
-def units(data: TaskData, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of the statistical units, float [U], and the cluster that each belongs to.
+def units(data: TaskData, scores: Float[np.ndarray, " W"]) -> tuple[Float[np.ndarray, " U"], np.ndarray]:
+    """Scores of the statistical units, and the label of the cluster that each belongs to, [U].
 
-    In VQA a unit is a question, clustered by image; under circular evaluation it is a question with all its
-    rotations, right only if every rotation is (MMBench, 2307.06281, section 4.3).
+    A unit is a question, clustered by image. Under circular evaluation a question's rotations are one unit, right only
+    if every rotation is (MMBench, 2307.06281, section 4.3).
     """
     clusters = np.array([example.cluster for example in data.examples])
-    if data.task.circular:
-        scores, names = statistics.group_minimum(scores, clusters)
-        return scores, np.asarray(names)
-    return scores, clusters
+    if not data.task.circular:
+        return scores, clusters
+    questions = [question_of(example) for example in data.examples]
+    lowest, names = statistics.group_minimum(scores, questions)
+    cluster_of = dict(zip(questions, clusters, strict=True))
+    return lowest, np.array([cluster_of[name] for name in names])
 
 
 def make_row(
@@ -100,8 +104,10 @@ def make_row(
     sample = {"samples": config.bootstrap_samples, "seed": cell.seed}
     scores, clusters = units(data, outcome.scores)
     before, _ = units(data, baseline.scores)
+    identical = bool((outcome.digests == baseline.digests).all())  # also to other batches, if these differ
     accuracy = statistics.bootstrap_mean(scores, clusters=clusters, **sample)
-    delta = statistics.paired_difference(scores, before, clusters=clusters, **sample)
+    delta = statistics.paired_difference(scores, before, clusters=clusters, identical=identical, **sample)
+    margin = config.equivalence_margin
     common = measured(
         execution.stats,
         execution.plan,
@@ -123,6 +129,7 @@ def make_row(
         host_bytes=execution.plan.host_bytes,
         seed=cell.seed,
         num_examples=len(data.examples),
+        units=len(np.unique(clusters)),
         accuracy=accuracy.estimate,
         accuracy_ci_low=accuracy.low,
         accuracy_ci_high=accuracy.high,
@@ -131,6 +138,11 @@ def make_row(
         delta_ci_low=delta.low,
         delta_ci_high=delta.high,
         flips=statistics.count_flips(outcome.texts, baseline.texts),
+        p_value=statistics.sign_flip(scores, before, clusters=clusters, seed=cell.seed).p,
+        equivalence_p=statistics.equivalence(
+            scores, before, margin, clusters=clusters, seed=cell.seed, identical=identical
+        ),
+        equivalence_margin=margin,
         mcnemar_p=statistics.mcnemar(scores, before).p,
         logit_kl=float(statistics.logit_kl(baseline.first_logits, outcome.first_logits).mean()),
         bit_identical=bool((outcome.digests == reference.digests).all()),

@@ -1,308 +1,271 @@
 """What a study's numbers say, in words, each computed from the rows; and what they do not support. (DESIGN section 10.)
 
-A loss or gain in accuracy is claimed only if three things hold: McNemar's exact test, adjusted by Holm over all lossy
-cells of the study, is below `ALPHA`; the paired interval leaves out 0; and the difference exceeds the noise floor.
+What may be claimed is decided in `claims`, speeds are worked out in `performance`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-
-import numpy as np
+import dataclasses
+from collections.abc import Callable, Sequence
 
 from expertflow_jax.harness.document import Block, Bullets, Grid, Heading, Paragraph
 from expertflow_jax.harness.rows import CellRow
-from expertflow_jax.studies.accuracy.statistics import NoiseFloor, holm, noise_floor
-from expertflow_jax.studies.accuracy.tables import MISSING, Comparisons, in_order, ordered, points
+from expertflow_jax.studies.accuracy.claims import (
+    ALPHA,
+    Resolution,
+    Verdict,
+    changes_accuracy,
+    resolutions,
+    verdicts,
+)
+from expertflow_jax.studies.accuracy.performance import SUBJECT, hit_rates, schedulers, speed, speed_ups, verdict
+from expertflow_jax.studies.accuracy.statistics import NoiseFloor, noise_floor
+from expertflow_jax.studies.accuracy.tables import MISSING, ordered, percent, points
+from expertflow_jax.studies.accuracy.wording import LISTED, clock_note, count, name, names, span
 
-ALPHA = 0.05
-SUBJECT = "expertflow"
-_SHOWN = 12  # cells that a list names before it says how many more there are
+__all__ = ["answer", "changes_accuracy", "findings"]
 
 
 def findings(rows: Sequence[CellRow]) -> list[Block]:
     """The report's findings; a part whose cells the study lacks is left out."""
     parts: list[tuple[str, Callable[[Sequence[CellRow]], list[Block]]]] = [
         ("Do answers stay the same?", _lossless),
-        ("Is it faster?", _speed),
-        ("Does it keep the right experts?", _hit_rates),
-        ("Does regrouping sequences help?", _schedulers),
+        ("Is it faster?", speed),
+        ("Does it keep the right experts?", hit_rates),
+        ("Does regrouping sequences help?", schedulers),
         ("What do losses cost, and buy?", _lossy),
         ("What these numbers do not support", _limits),
     ]
     blocks: list[Block] = []
     for title, part in parts:
-        if found := part(rows):
-            blocks += [Heading(3, title), *found]
+        if contents := part(rows):
+            blocks += [Heading(3, title), *contents]
     return blocks
 
 
-def changes_accuracy(rows: Sequence[CellRow]) -> dict[str, float]:
-    """Lossy cells whose accuracy differs from the reference's as this file claims it, with their adjusted p."""
-    floors = noise_floor(rows)
-    lossy = [row for row in rows if not row.lossless]
-    adjusted = holm([row.mcnemar_p for row in lossy])
-    return {
-        row.cell_id: float(p)
-        for row, p in zip(lossy, adjusted, strict=True)
-        if p < ALPHA
-        and not row.delta_ci_low <= 0 <= row.delta_ci_high
-        and abs(row.accuracy_delta) > floors[row.task].accuracy
-    }
+def answer(rows: Sequence[CellRow]) -> Paragraph:
+    """The study's answer in one paragraph: what waiting, losses and the subject's forecasts did."""
+    waiting, lossy = LosslessCells.of(rows), LossyCells.of(rows)
+    sentences = []
+    if waiting.cells:
+        sentences.append(
+            f"Keeping only a part of the experts on the device, and waiting for the others, changed no logit in "
+            f"**{waiting.identical} of {count(len(waiting.cells), 'cell')}**, against the all-resident run of the same "
+            "batches."
+        )
+    if lossy.verdicts:
+        sentences.append(f"Of {count(len(lossy.verdicts), 'cell')} that accept losses, {_lossy_clauses(lossy)}.")
+    if fair := [other for other in speed_ups(rows) if other.policy not in ("resident", "oracle")]:
+        rates = [f"**{span(o.all_ratios)}** that of `{o.policy}` ({verdict(o.all_ratios)})" for o in fair]
+        sentences.append(
+            f"At equal cache size and without losses, the speed of `{SUBJECT}` is {', '.join(rates)}{clock_note(rows)}."
+        )
+    if not sentences:
+        sentences.append("Every cell has all experts on the device and is lossless, so there is nothing to compare.")
+    return Paragraph(" ".join(sentences))
 
 
-def name(row: CellRow) -> str:
-    """A cell in a sentence."""
-    return f"{row.task}, `{row.policy}` / `{row.scheduler}` / `{row.losses}` at {row.cache_fraction:.3g}"
+def _lossy_clauses(lossy: "LossyCells") -> str:
+    clauses = []
+    if lossy.losers:
+        clauses.append(f"**{len(lossy.losers)}** lose accuracy, by {_sizes(lossy.losers)} points")
+    if lossy.gainers:
+        clauses.append(f"**{len(lossy.gainers)}** gain accuracy, by {_sizes(lossy.gainers)} points")
+    if not clauses:
+        clauses.append("for **none** a change in accuracy is shown")
+    if lossy.equivalent:
+        clauses.append(
+            f"for **{len(lossy.equivalent)}** a change of {_margins(lossy.verdicts)} or more is ruled out"
+            f"{_proofs(lossy)}"
+        )
+    else:
+        clauses.append("for none is its absence shown")
+    if lossy.undecided:
+        number = "one" if len(lossy.undecided) == 1 else str(len(lossy.undecided))
+        clauses.append(f"for **{number}** neither is shown: that there is no impact is not refuted, and not shown")
+    return "; ".join(clauses)
 
 
-def span(values: Iterable[float], form: str = "{:.2f}x") -> str:
-    """ "1.08x to 1.44x", or "1.08x" if all read the same."""
-    kept = list(values)
-    low, high = form.format(min(kept)), form.format(max(kept))
-    return low if low == high else f"{low} to {high}"
+@dataclasses.dataclass(frozen=True)
+class LosslessCells:
+    """Cells that wait for missing experts, other than the all-resident ones.
 
+    Attributes:
+      flips: changed answers of each that runs in order of arrival; `regrouped_flips` of each that does not.
+    """
 
-def _some(rows: Sequence[CellRow]) -> str:
-    more = f"; and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
-    return "; ".join(name(row) for row in rows[:_SHOWN]) + more
+    cells: list[CellRow]
+    different: list[CellRow]
+    flips: list[int]
+    regrouped_flips: list[int]
 
+    @property
+    def identical(self) -> int:
+        """How many have the logits of the all-resident run of the same batches, bit for bit."""
+        return len(self.cells) - len(self.different)
 
-def _cells(count: int) -> str:
-    return f"{count} cell" if count == 1 else f"{count} cells"
+    @staticmethod
+    def of(rows: Sequence[CellRow]) -> "LosslessCells":
+        """Those among `rows`."""
+        cells = [row for row in rows if row.lossless and row.policy != "resident"]
+        return LosslessCells(
+            cells,
+            [row for row in cells if not row.bit_identical],
+            [row.flips for row in cells if row.scheduler == "fifo"],
+            [row.flips for row in cells if row.scheduler != "fifo"],
+        )
 
 
 def _lossless(rows: Sequence[CellRow]) -> list[Block]:
-    cached = [row for row in rows if row.lossless and row.policy != "resident"]
-    said = []
-    if cached:
-        other = [row for row in cached if not row.bit_identical]
+    waiting = LosslessCells.of(rows)
+    sentences = []
+    if waiting.cells:
         end = "the same logits, bit for bit, as the all-resident run of the same batches"
-        said.append(
-            f"**{len(cached) - len(other)} of {_cells(len(cached))}** that wait for missing experts computed {end}."
-            + (f" Not identical: {_some(other)}." if other else "")
+        sentences.append(
+            f"**{waiting.identical} of {count(len(waiting.cells), 'cell')}** that wait for missing experts computed "
+            f"{end}." + (f" Not identical: {names(waiting.different)}." if waiting.different else "")
         )
-        flips = [row.flips for row in cached if row.scheduler == "fifo"]
-        if flips:
-            said.append(
-                f"In order of arrival they changed {sum(flips)} answers in all ({span(flips, '{}')} per cell of "
-                f"{span((r.num_examples for r in cached), '{}')} examples)."
-            )
-    said += [_noise(task, floor, rows) for task, floor in noise_floor(rows).items()]
-    return [Bullets(said)]
+        examples = span((row.num_examples for row in waiting.cells), "{}")
+        for where, flips in (("order of arrival", waiting.flips), ("regrouped batches", waiting.regrouped_flips)):
+            if flips:
+                sentences.append(
+                    f"In {where} they changed {sum(flips)} answers in all ({span(flips, '{}')} per cell of "
+                    f"{examples} examples)."
+                )
+    sentences += [_noise(task, floor, rows) for task, floor in noise_floor(rows).items()]
+    return [Bullets(sentences)]
 
 
 def _noise(task: str, floor: NoiseFloor, rows: Sequence[CellRow]) -> str:
     if not floor.cells:
         return f"Noise floor of {task}: unknown, for no all-resident cell ran with the `random` scheduler."
     examples = next(row.num_examples for row in rows if row.task == task)
-    start = f"Noise floor of {task}: regrouping the batches at random, with every expert on the device"
+    cells = count(floor.cells, "cell")
+    start = f"Noise floor of {task}: regrouping the batches at random, with every expert on the device ({cells}),"
     if not (floor.flips or floor.accuracy or floor.logit_kl):
-        return (
-            f"{start} ({_cells(floor.cells)}), changed none of {examples} answers and no probability of a first token."
-        )
+        return f"{start} changed none of {examples} answers and no probability of a first token."
     return (
-        f"{start} ({_cells(floor.cells)}), changed at most {floor.flips} of {examples} answers, accuracy by at most "
+        f"{start} changed at most {floor.flips} of {examples} answers, accuracy by at most "
         f"{100 * floor.accuracy:.1f} points and the first answer token by a mean KL of {floor.logit_kl:.1e} nats. "
         "No smaller effect is claimed."
     )
 
 
-def _plain(rows: Sequence[CellRow], policy: str | None = None) -> list[CellRow]:
-    """Lossless cells in order of arrival."""
-    wanted = [row for row in rows if row.scheduler == "fifo" and row.lossless]
-    return [row for row in wanted if row.policy == policy] if policy else wanted
+@dataclasses.dataclass(frozen=True)
+class LossyCells:
+    """Verdicts on lossy cells, sorted by what is claimed of them; a cell may differ by less than the margin."""
 
+    verdicts: list[Verdict]
+    losers: list[Verdict]
+    gainers: list[Verdict]
+    equivalent: list[Verdict]
+    undecided: list[Verdict]
 
-def _sizes(rows: Iterable[CellRow]) -> list[str]:
-    """Cache fractions as they are shown, ascending."""
-    return [f"{fraction:.3g}" for fraction in sorted({float(f"{row.cache_fraction:.3g}") for row in rows})]
+    @staticmethod
+    def of(rows: Sequence[CellRow]) -> "LossyCells":
+        """Those of the lossy cells among `rows`; losers and gainers with the largest change first."""
+        return LossyCells.sorted(verdicts(rows))
 
-
-def _speed(rows: Sequence[CellRow]) -> list[Block]:
-    compare = Comparisons(rows)
-    subject = in_order(_plain(rows, SUBJECT))
-    ratios: dict[str, dict[str, list[float]]] = {}
-    for other in ordered(row.policy for row in rows if row.policy != SUBJECT):
-        for row in subject:
-            ratio = compare.speed_up(row, policy=other)
-            if ratio is not None:
-                ratios.setdefault(other, {}).setdefault(f"{row.cache_fraction:.3g}", []).append(ratio)
-    if not ratios:
-        return []
-    said = []
-    for other, by_size in ratios.items():
-        found = [ratio for part in by_size.values() for ratio in part]
-        verdict = "faster in every cell" if min(found) > 1 else "slower in every cell" if max(found) < 1 else "mixed"
-        aim = {"resident": ", which has all experts on the device", "oracle": ", which knows the routing"}
-        said.append(f"Against `{other}`{aim.get(other, '')}: **{span(found)}** the tokens per second ({verdict}).")
-    sizes = _sizes(subject)
-    lines = [
-        [other, *(span(by_size[s]) if s in by_size else MISSING for s in sizes)] for other, by_size in ratios.items()
-    ]
-    spread = "range over tasks and seeds" if len({(r.task, r.seed) for r in subject}) > 1 else "one task and seed"
-    return [
-        Paragraph(f"`{SUBJECT}` in order of arrival, waiting for misses, at equal cache size{_clock_note(rows)}:"),
-        Bullets(said + _at_equal_memory(rows, subject, [p for p in ratios if p not in ("resident", "oracle")])),
-        Paragraph(f"The same by cache fraction ({spread}):"),
-        Grid(["against", *sizes], lines, [False] + [True] * len(sizes)),
-    ]
-
-
-def _at_equal_memory(rows: Sequence[CellRow], subject: Sequence[CellRow], others: Sequence[str]) -> list[str]:
-    """The same with the predictor's memory counted: others' throughput interpolated at the subject's memory."""
-    said, extra = [], 0
-    for other in others:
-        found = []
-        for row in subject:
-            theirs = [r for r in _plain(rows, other) if (r.task, r.seed) == (row.task, row.seed)]
-            theirs.sort(key=lambda r: r.memory_budget_bytes)
-            memory = [r.memory_budget_bytes for r in theirs]
-            extra = max(
-                [extra, *(row.memory_budget_bytes - r.memory_budget_bytes for r in theirs if r.slots == row.slots)]
-            )
-            if theirs and memory[0] <= row.memory_budget_bytes <= memory[-1]:
-                rate = np.interp(row.memory_budget_bytes, memory, [r.tokens_per_second for r in theirs])
-                found.append(row.tokens_per_second / float(rate))
-        if found:
-            said.append(f"**{span(found)}** that of `{other}`")
-    if not said or not extra:
-        return []
-    return [
-        f"With the same slots `{SUBJECT}` takes up to {extra / 2**20:.2f} MiB more, for its predictor. At equal "
-        f"memory, the other's throughput interpolated between its sizes, it reaches {' and '.join(said)}."
-    ]
-
-
-def _clock_note(rows: Sequence[CellRow]) -> str:
-    return ", in simulated time" if all(row.clock == "virtual" for row in rows) else ""
-
-
-def _hit_rates(rows: Sequence[CellRow]) -> list[Block]:
-    plain = [row for row in _plain(rows) if row.policy != "resident" and row.hit_rate is not None]
-    if not plain:
-        return []
-    middle = min({row.cache_fraction for row in plain}, key=lambda fraction: (abs(fraction - 0.5), fraction))
-    said = []
-    for task in sorted({row.task for row in plain}):
-        rates: dict[str, list[float]] = {}
-        for row in plain:
-            if row.task == task and row.cache_fraction == middle:
-                rates.setdefault(row.policy, []).append(row.hit_rate or 0.0)
-        means = sorted(((sum(found) / len(found), policy) for policy, found in rates.items()), reverse=True)
-        order = ""
-        for i, (rate, policy) in enumerate(means):
-            relation = "" if not i else " = " if f"{rate:.3f}" == f"{means[i - 1][0]:.3f}" else " > "
-            order += f"{relation}`{policy}` {rate:.3f}"
-        if order:
-            said.append(f"{task}, hit rates at cache fraction {middle:.3g}: {order}.")
-    return [
-        Bullets(said),
-        Paragraph("A request counts as a hit only if the expert is in its slot when it is asked for."),
-    ]
-
-
-def _schedulers(rows: Sequence[CellRow]) -> list[Block]:
-    compare = Comparisons(rows)
-    subject = [row for row in rows if row.policy == SUBJECT and row.lossless and row.scheduler != "fifo"]
-    said = []
-    for scheduler in ordered(row.scheduler for row in subject):
-        pairs = [
-            (row, fifo)
-            for row in subject
-            if row.scheduler == scheduler and (fifo := compare.same_size(row, policy=SUBJECT)) is not None
-        ]
-        pairs = [(row, fifo) for row, fifo in pairs if fifo.experts_per_batch and fifo.tokens_per_second]
-        if not pairs:
-            continue
-        fewer = span((100 * (row.experts_per_batch / fifo.experts_per_batch - 1) for row, fifo in pairs), "{:+.1f}%")
-        faster = span(row.tokens_per_second / fifo.tokens_per_second for row, fifo in pairs)
-        control = ", the control" if scheduler == "random" else ""
-        said.append(
-            f"`{scheduler}`{control}: {span((r.experts_per_batch for r, _ in pairs), '{:.1f}')} distinct experts per "
-            f"batch and layer ({fewer}), {faster} the tokens per second."
+    @staticmethod
+    def sorted(group: list[Verdict]) -> "LossyCells":
+        """The same of some of the verdicts."""
+        differing = [v for v in group if v.differs]
+        return LossyCells(
+            group,
+            sorted((v for v in differing if v.row.accuracy_delta < 0), key=lambda v: v.row.accuracy_delta),
+            sorted((v for v in differing if v.row.accuracy_delta > 0), key=lambda v: -v.row.accuracy_delta),
+            [v for v in group if v.equivalent],
+            [v for v in group if v.open],
         )
-    if not said:
-        return []
-    return [Paragraph(f"With `{SUBJECT}` and no losses, against `fifo` at the same cache size:"), Bullets(said)]
 
 
 def _lossy(rows: Sequence[CellRow]) -> list[Block]:
-    lossy = in_order(row for row in rows if not row.lossless)
-    if not lossy:
+    lossy = LossyCells.of(rows)
+    if not lossy.verdicts:
         return []
-    compare = Comparisons(rows)
-    claimed = changes_accuracy(rows)
-    worse = sorted((row for row in lossy if row.cell_id in claimed), key=lambda row: row.accuracy_delta)
-    unclear = [row for row in lossy if row.cell_id not in claimed]
-    said = [
-        f"**{len(worse)} of {len(lossy)}** lossy cells differ in accuracy from the all-resident run (Holm-adjusted p "
-        f"below {ALPHA}, interval without 0, beyond the noise floor)."
+    sentences = [*_claims(lossy)]
+    for losses in ordered(v.row.losses for v in lossy.verdicts):
+        sentences.append(_one_kind(losses, LossyCells.sorted([v for v in lossy.verdicts if v.row.losses == losses])))
+    blocks: list[Block] = [Bullets(sentences + _open_cells(lossy))]
+    return blocks + _table(lossy.losers + lossy.gainers)
+
+
+def _claims(lossy: LossyCells) -> list[str]:
+    differing, number = len(lossy.losers) + len(lossy.gainers), len(lossy.verdicts)
+    return [
+        f"**{differing} of {number}** lossy cells differ in accuracy from the all-resident run: {len(lossy.losers)} "
+        f"lose, {len(lossy.gainers)} gain (signs of whole clusters flipped, Holm-adjusted p below {ALPHA} over "
+        f"{count(number, 'cell')}, interval without 0 on the same side, beyond the noise floor).",
+        f"In **{len(lossy.equivalent)} of {number}** a difference of {_margins(lossy.verdicts)} or more is ruled out"
+        f"{_proofs(lossy)}: only there is no impact a finding (two one-sided tests: the 90% interval lies within the "
+        f"margin; Holm-adjusted p below {ALPHA}).",
     ]
-    for losses in ordered(row.losses for row in lossy):
-        mine = [row for row in lossy if row.losses == losses]
-        lost = [row for row in mine if row.cell_id in claimed]
-        gains = [gain for row in mine if (gain := _gain(compare, row)) is not None]
-        changes = f" by {span((100 * r.accuracy_delta for r in lost), '{:+.1f}')} points" if lost else ""
-        bought = f"; {span(gains)} the tokens per second of waiting" if gains else ""
-        if all(row.quantized for row in mine):
-            bought += _moved(compare, mine)
-        said.append(
-            f"`{losses}`: accuracy differs in {len(lost)} of {_cells(len(mine))}{changes}; "
-            f"{span((r.flips for r in mine), '{}')} changed answers{bought}."
-        )
-    if unclear:
-        said.append(
-            f"In the other {_cells(len(unclear))} no difference is shown, which is not the same as none: their "
-            f"intervals reach from {points(min(r.delta_ci_low for r in unclear))} to "
-            f"{points(max(r.delta_ci_high for r in unclear))} points."
-        )
-        best = max(unclear, key=lambda row: _gain(compare, row) or 0.0)
-        if (gain := _gain(compare, best)) is not None:
-            said.append(
-                f"The most that such a cell gains over waiting is {gain:.2f}x ({name(best)}): "
-                f"{_difference(best)} points, {best.flips} changed answers."
-            )
-    blocks: list[Block] = [Bullets(said)]
-    if worse:
-        titles = [
-            "task",
-            "policy",
-            "scheduler",
-            "losses",
-            "cache fraction",
-            "difference, points",
-            "adjusted p",
-            "speed",
-        ]
-        lines = [
-            [
-                *(row.task, row.policy, row.scheduler, row.losses, f"{row.cache_fraction:.3g}", _difference(row)),
-                *(f"{claimed[row.cell_id]:.1e}", _times(_gain(compare, row))),
-            ]
-            for row in worse[:_SHOWN]
-        ]
-        shown = f"The {_SHOWN} largest of them" if len(worse) > _SHOWN else "Those that differ"
-        blocks += [Paragraph(f"{shown}; speed is relative to waiting with the same policy, scheduler and size:")]
-        blocks += [Grid(titles, lines, [False] * 4 + [True] * 4)]
-    return blocks
 
 
-def _gain(compare: Comparisons, row: CellRow) -> float | None:
-    return compare.speed_up(row, policy=row.policy, scheduler=row.scheduler)
+def _one_kind(losses: str, lossy: LossyCells) -> str:
+    differing = lossy.losers + lossy.gainers
+    gains = [v.speed_up for v in lossy.verdicts if v.speed_up is not None]
+    changes = f" by {_sizes(differing)} points" if differing else ""
+    bought = f"; {span(gains)} the tokens per second of waiting" if gains else ""
+    ratios = [v.fewer_bytes for v in lossy.verdicts if v.fewer_bytes is not None]
+    if ratios and all(v.row.quantized for v in lossy.verdicts):
+        bought += f", {span(ratios, '{:.1f}')} times fewer bytes moved"
+    return (
+        f"`{losses}`: accuracy differs in {len(differing)} of {count(len(lossy.verdicts), 'cell')}{changes}, no impact "
+        f"is shown in {len(lossy.equivalent)}; {span((v.row.flips for v in lossy.verdicts), '{}')} changed "
+        f"answers{bought}."
+    )
 
 
-def _moved(compare: Comparisons, rows: Sequence[CellRow]) -> str:
-    """How many fewer bytes quantised experts put on the link; nothing if no cell of the same size tells."""
-    pairs = [(row, compare.same_size(row, policy=row.policy, scheduler=row.scheduler)) for row in rows]
-    found = [
-        other.bytes_transferred / row.bytes_transferred
-        for row, other in pairs
-        if other is not None and row.bytes_transferred
+def _open_cells(lossy: LossyCells) -> list[str]:
+    if not lossy.undecided:
+        return []
+    rows = [v.row for v in lossy.undecided]
+    sentences = [
+        f"In the other {count(len(rows), 'cell')} no difference is shown, which is not the same as none: that there is "
+        f"no impact is not refuted, and not shown. Their 95% intervals reach from "
+        f"{points(min(r.delta_ci_low for r in rows))} to {points(max(r.delta_ci_high for r in rows))} points."
     ]
-    return f", {span(found, '{:.1f}')} times fewer bytes moved" if found else ""
+    best = max(lossy.undecided, key=lambda v: v.speed_up or 0.0)
+    if best.speed_up is not None:
+        sentences.append(
+            f"The most that such a cell gains over waiting is {best.speed_up:.2f}x ({name(best.row)}): "
+            f"{_difference(best.row)} points, {best.row.flips} changed answers."
+        )
+    return sentences
 
 
-def _times(ratio: float | None) -> str:
-    return MISSING if ratio is None else f"{ratio:.2f}x"
+def _table(differing: Sequence[Verdict]) -> list[Block]:
+    if not differing:
+        return []
+    titles = [*("task", "policy", "scheduler", "losses"), *("cache fraction", "difference, points [95%]")]
+    lines = [
+        [
+            *(v.row.task, v.row.policy, v.row.scheduler, v.row.losses, f"{v.row.cache_fraction:.3g}"),
+            *(_difference(v.row), f"{v.p:.1e}", MISSING if v.speed_up is None else f"{v.speed_up:.2f}x"),
+        ]
+        for v in differing[:LISTED]
+    ]
+    which = f"The first {LISTED} of them" if len(differing) > LISTED else "Those that differ"
+    return [
+        Paragraph(
+            f"{which}, the largest losses first; speed is relative to waiting with the same policy, scheduler and "
+            "size. The p-values are adjusted for the number of lossy cells, the intervals are not:"
+        ),
+        Grid([*titles, "adjusted p", "speed"], lines, [False] * 4 + [True] * 4),
+    ]
+
+
+def _sizes(group: Sequence[Verdict]) -> str:
+    return span((100 * v.row.accuracy_delta for v in group), "{:+.1f}")
+
+
+def _margins(group: Sequence[Verdict]) -> str:
+    margin = span((100 * v.row.equivalence_margin for v in group), "{:.3g}")
+    return f"{margin} point" if margin == "1" else f"{margin} points"
+
+
+def _proofs(lossy: LossyCells) -> str:
+    proofs = sum(v.proved for v in lossy.equivalent)
+    return f" ({proofs} by proof: every logit is the same, bit for bit)" if proofs else ""
 
 
 def _difference(row: CellRow) -> str:
@@ -310,34 +273,44 @@ def _difference(row: CellRow) -> str:
 
 
 def _limits(rows: Sequence[CellRow]) -> list[Block]:
-    said = []
-    for task in sorted({row.task for row in rows}):
-        mine = [row for row in rows if row.task == task]
-        examples = max(row.num_examples for row in mine)
-        width = max((row.accuracy_ci_high - row.accuracy_ci_low) / 2 for row in mine)
-        paired = max((row.delta_ci_high - row.delta_ci_low) / 2 for row in mine)
-        said.append(
-            f"{task}: from {examples} examples an accuracy is known to {100 * width:.1f} points either way (95%), a "
-            f"paired difference to {100 * paired:.1f} in the widest case; smaller effects may go unseen. No changed "
-            f"answer among {examples} leaves room for up to {100 * (1 - 0.05 ** (1 / examples)):.1f}% of others to "
-            "change, unless the cell is bit-identical."
-        )
+    sentences = [_resolution(resolution) for resolution in resolutions(rows)]
     first = rows[0]
     if any(row.clock == "virtual" for row in rows):
-        said.append(
+        sentences.append(
             f"Time is simulated: a transfer takes bytes over the bandwidth of the link `{first.link}`, compute "
             "what was recorded once. So speeds compare decisions on such a machine; they are not measurements of "
             f"`{first.device}`."
         )
     models, seeds = ordered(row.model for row in rows), sorted({row.seed for row in rows})
-    said.append(
+    sentences.append(
         f"{'One model' if len(models) == 1 else 'Models'} ({', '.join(f'`{m}`' for m in models)}), batches of "
         f"{', '.join(str(size) for size in sorted({row.batch_size for row in rows}))}"
         f"{', one seed' if len(seeds) == 1 else f', {len(seeds)} seeds'}: "
         "other models, whose experts are larger and routed differently, may behave differently."
     )
-    said.append(
-        "Intervals resample clusters (in VQA, images); McNemar's test takes examples as independent, and where answers "
-        "get partial credit it counts which are better and which worse, not by how much."
+    if len(seeds) > 1:
+        sentences.append(
+            "Seeds are not pooled: they answer the same examples. Each seed's cell is tested by itself and counts by "
+            "itself in Holm's adjustment, which makes claims rarer, not easier."
+        )
+    sentences.append(
+        "Intervals and tests take whole clusters (images) as independent, not examples. Intervals are each cell's own, "
+        "not adjusted for the number of cells; p-values of claims are."
     )
-    return [Bullets(said)]
+    return [Bullets(sentences)]
+
+
+def _resolution(task: Resolution) -> str:
+    units = count(task.units, "independent unit")
+    sentence = (
+        f"{task.task}: from {count(task.examples, 'example')} in {units} an accuracy is known to "
+        f"{100 * task.accuracy:.1f} points either way (95%), a paired difference to {100 * task.difference:.1f} in the "
+        f"widest case; smaller effects may go unseen. No changed answer in {units} leaves room for up to "
+        f"{percent(task.unseen)}% of others to change, unless the cell is bit-identical."
+    )
+    if task.units < task.units_for_margin:
+        sentence += (
+            f" To rule out a change of {100 * task.margin:.3g} points without such a proof takes at least "
+            f"{task.units_for_margin} units, even if no score changes."
+        )
+    return sentence

@@ -70,21 +70,21 @@ def draw_plots(rows: Sequence[CellRow], folder: Path) -> list[tuple[Path, str]]:
     import matplotlib
 
     make_folder(folder)
-    done = []
+    pictures = []
     with matplotlib.rc_context(_RULES):
         for task in ordered(row.task for row in rows):
-            mine = in_order(row for row in rows if row.task == task)
+            cells = in_order(row for row in rows if row.task == task)
             for name, draw, caption in _PLOTS:
-                figure = draw(mine)
+                figure = draw(cells)
                 if figure is None:
                     continue
                 path = folder / f"{task}_{name}.png"
-                figure.suptitle(f"{task}, {mine[0].model}", fontsize=12)
+                figure.suptitle(f"{task}, {cells[0].model}", fontsize=12)
                 # no version in the file: the same rows give the same bytes
                 with whole_file(path) as file:
                     figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
-                done.append((path, f"{task}: {caption}{_simulated(mine)}"))
-    return done
+                pictures.append((path, f"{task}: {caption}{_simulated(cells)}"))
+    return pictures
 
 
 def _simulated(rows: Sequence[CellRow]) -> str:
@@ -96,8 +96,7 @@ def _points(rows: Iterable[CellRow]) -> list[Point]:
     groups: dict[tuple, list[CellRow]] = {}
     for row in rows:
         groups.setdefault((row.policy, row.scheduler, row.losses, row.slots), []).append(row)
-    found = [_point(group) for group in groups.values()]
-    return sorted(found, key=lambda point: point.mebibytes)
+    return sorted((_point(group) for group in groups.values()), key=lambda point: point.mebibytes)
 
 
 def _point(rows: Sequence[CellRow]) -> Point:
@@ -143,7 +142,7 @@ def _over_memory(rows: Sequence[CellRow]) -> Figure | None:
     axes = figure.subplots(1, 3, sharex=True)
     lossless = {p: _points(r for r in plain if r.policy == p and r.lossless) for p in policies}
     sizes = [[point.mebibytes for point in points] for points in lossless.values() if points]
-    gaps = np.concatenate([np.zeros(0), *(np.diff(mine) for mine in sizes)])
+    gaps = np.concatenate([np.zeros(0), *(np.diff(memory) for memory in sizes)])
     step = min(0.012 * np.ptp(np.concatenate(sizes)), 0.22 * gaps.min()) if gaps.size else 0.0
     for i, (policy, points) in enumerate(lossless.items()):
         colour, marker = looks[policy]
@@ -208,11 +207,11 @@ def _fraction_axis(ax: Axes, rows: Sequence[CellRow]) -> None:
 
 def _apart(values: Iterable[float]) -> list[float]:
     """The values, from the largest down, less those too near to label beside each other."""
-    kept: list[float] = []
+    ticks: list[float] = []
     for value in sorted(set(values), reverse=True):
-        if not kept or kept[-1] - value > 0.11:
-            kept.append(value)
-    return kept[::-1]
+        if not ticks or ticks[-1] - value > 0.11:
+            ticks.append(value)
+    return ticks[::-1]
 
 
 def _by_scheduler(rows: Sequence[CellRow]) -> Figure | None:
@@ -222,13 +221,13 @@ def _by_scheduler(rows: Sequence[CellRow]) -> Figure | None:
     policy = max(tried, key=lambda p: (tried[p], p == "expertflow"), default=None)
     if policy is None or tried[policy] < 2:
         return None
-    mine = [row for row in waiting if row.policy == policy]
-    looks = _looks((row.scheduler for row in mine), _SCHEDULER_LOOKS)
+    cells = [row for row in waiting if row.policy == policy]
+    looks = _looks((row.scheduler for row in cells), _SCHEDULER_LOOKS)
     figure = Figure(figsize=(13, 4.3), layout="constrained")
     axes = figure.subplots(1, 3)
     compare = Comparisons(rows)
     for scheduler, (colour, marker) in looks.items():
-        points = _points(row for row in mine if row.scheduler == scheduler)
+        points = _points(row for row in cells if row.scheduler == scheduler)
         x = [point.row.cache_fraction for point in points]
         axes[0].plot(x, [point.experts_per_batch for point in points], color=colour, marker=marker)
         axes[1].plot(x, [point.tokens_per_second for point in points], color=colour, marker=marker)

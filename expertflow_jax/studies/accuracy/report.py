@@ -5,7 +5,7 @@ Written from the files alone, so it can be made anew at any time, and is the sam
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.files import write_atomically
 from expertflow_jax.harness.document import Block, Code, Grid, Heading, Paragraph, Picture, to_html, to_markdown
 from expertflow_jax.harness.rows import CellRow
-from expertflow_jax.studies.accuracy.findings import findings
+from expertflow_jax.studies.accuracy.claims import resolutions
+from expertflow_jax.studies.accuracy.findings import answer, findings
 from expertflow_jax.studies.accuracy.plots import draw_plots
 from expertflow_jax.studies.accuracy.result_files import read_rows
 from expertflow_jax.studies.accuracy.tables import MISSING, in_order, main_columns, ordered, render_table
+from expertflow_jax.studies.accuracy.wording import count
 
 __all__ = ["render_table", "write_report"]
 
@@ -39,6 +41,8 @@ def write_report(workdir: str | Path, *, command: str = "python -m eval.study") 
         raise InputError(f"{folder}: no finished cell to report on; run the study first")
     pictures = draw_plots(rows, folder / "plots")
     blocks = [
+        Heading(1, f"Expert offloading: {_list(r.model for r in rows)} on {_list(r.task for r in rows)}"),
+        answer(rows),
         *_opening(rows, command),
         Heading(2, "Findings"),
         *findings(rows),
@@ -50,11 +54,12 @@ def write_report(workdir: str | Path, *, command: str = "python -m eval.study") 
             "so are changed answers. Bit-identical: every logit equals that of the all-resident run of the same "
             "batches. Stall share: the part of the time that compute waited for experts."
         ),
+        Paragraph(_adjustments(rows)),
     ]
     constant, rest = _keys(rows)
     after: list[Block] = [
         Paragraph(
-            "Same in every cell: " + ", ".join(f"{key} `{_shown(value)}`" for key, value in constant.items()) + "."
+            "Same in every cell: " + ", ".join(f"{key} `{_text(value)}`" for key, value in constant.items()) + "."
         ),
         Heading(2, "Config"),
         Code(_json(folder / "config.json"), "config.json"),
@@ -73,8 +78,10 @@ def write_report(workdir: str | Path, *, command: str = "python -m eval.study") 
 
 
 def _opening(rows: Sequence[CellRow], command: str) -> list[Block]:
-    models, tasks = ordered(row.model for row in rows), ordered(row.task for row in rows)
-    sizes = ", ".join(f"{t} {max(r.num_examples for r in rows if r.task == t)} examples" for t in tasks)
+    sizes = ", ".join(
+        f"{task.task} {count(task.examples, 'example')} ({count(task.units, 'independent unit')})"
+        for task in resolutions(rows)
+    )
     seeds = sorted({row.seed for row in rows})
     fractions = sorted({float(f"{row.cache_fraction:.3g}") for row in rows})
     clocks = {
@@ -85,7 +92,6 @@ def _opening(rows: Sequence[CellRow], command: str) -> list[Block]:
     times = "; ".join(clocks.get(clock, clock) for clock in sorted({row.clock for row in rows}))
     links = ", ".join(f"`{link}`" for link in sorted({row.link for row in rows}))
     return [
-        Heading(1, f"Expert offloading: {', '.join(models)} on {', '.join(tasks)}"),
         Code(command),
         Paragraph(
             f"{len(rows)} cells of {sizes}. Policies {_names(row.policy for row in rows)}; schedulers "
@@ -98,23 +104,41 @@ def _opening(rows: Sequence[CellRow], command: str) -> list[Block]:
     ]
 
 
-def _names(names) -> str:
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(ordered(names))
+
+
+def _names(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in ordered(names))
+
+
+def _adjustments(rows: Sequence[CellRow]) -> str:
+    lossy = sum(not row.lossless for row in rows)
+    text = (
+        f"The 95% intervals are each cell's own. They are not adjusted for the {count(len(rows), 'cell')} shown: about "
+        "one interval in twenty may miss the truth by chance. They count independent units (`units`), not examples."
+    )
+    if lossy:
+        text += (
+            f" The p-values behind what the findings claim are adjusted for all {count(lossy, 'cell')} that accept "
+            "losses (Holm); in `results.csv`, `p_value`, `equivalence_p` and `mcnemar_p` are not."
+        )
+    return text
 
 
 def _keys(rows: Sequence[CellRow]) -> tuple[dict[str, Any], list[str]]:
     """Keys that have one value in all cells, and those that vary and that no main column shows."""
-    shown = {"cell_id", "task", "policy", "scheduler", "miss_policy", "cache_fraction", "hit_rate", "accuracy"}
-    shown |= {"accuracy_ci_low", "accuracy_ci_high", "accuracy_delta", "flips", "bit_identical", "tokens_per_second"}
+    columns = {"cell_id", "task", "policy", "scheduler", "miss_policy", "cache_fraction", "hit_rate", "accuracy"}
+    columns |= {"accuracy_ci_low", "accuracy_ci_high", "accuracy_delta", "flips", "bit_identical", "tokens_per_second"}
     values = {f.name: {getattr(row, f.name) for row in rows} for f in dataclasses.fields(CellRow)}
-    constant = {key: next(iter(found)) for key, found in values.items() if len(found) == 1 and key not in shown}
-    return constant, [key for key in values if key not in shown and key not in constant]
+    constant = {key: next(iter(same)) for key, same in values.items() if len(same) == 1 and key not in columns}
+    return constant, [key for key in values if key not in columns and key not in constant]
 
 
 def _grid(rows: Sequence[CellRow], keys: Sequence[str]) -> Grid:
     columns = main_columns(rows)
     more = [[getattr(row, key) for key in keys] for row in rows]
-    texts = [[c.text(row) for c in columns] + [_shown(v) for v in extra] for row, extra in zip(rows, more, strict=True)]
+    texts = [[c.text(row) for c in columns] + [_text(v) for v in extra] for row, extra in zip(rows, more, strict=True)]
     return Grid(
         [column.title for column in columns] + list(keys),
         texts,
@@ -123,7 +147,7 @@ def _grid(rows: Sequence[CellRow], keys: Sequence[str]) -> Grid:
     )
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     if value is None:
         return MISSING
     return f"{value:.4g}" if isinstance(value, float) else str(value)

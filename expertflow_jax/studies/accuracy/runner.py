@@ -43,6 +43,10 @@ def check(config: ml_collections.ConfigDict) -> list[Cell]:
     for key in ("batch_size", "window", "bootstrap_samples", "text_tokens"):
         if config[key] < 1:
             raise InputError(f"config key {key}: {config[key]} is below 1")
+    if not 0 < config.equivalence_margin < 1:
+        raise InputError(
+            f"config key equivalence_margin: {config.equivalence_margin} is not in (0, 1); 0.01 is one point"
+        )
     if config.window < config.batch_size:
         raise InputError(f"config key window: {config.window} is smaller than batch_size {config.batch_size}")
     todo = cells(config)

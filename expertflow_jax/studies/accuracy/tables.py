@@ -35,11 +35,11 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 def in_order(rows: Iterable[CellRow]) -> list[CellRow]:
     """Rows by task, seed, policy, scheduler, miss policy and size."""
-    kept = list(rows)
-    names = ordered(name for row in kept for name in (row.policy, row.scheduler, row.losses))
+    cells = list(rows)
+    names = ordered(name for row in cells for name in (row.policy, row.scheduler, row.losses))
     place = {name: i for i, name in enumerate(names)}
     return sorted(
-        kept,
+        cells,
         key=lambda r: (r.task, r.seed, place[r.policy], place[r.scheduler], place[r.losses], r.slots, r.cell_id),
     )
 
@@ -67,8 +67,8 @@ class Comparisons:
 
     def speed_up(self, row: CellRow, **other: str) -> float | None:
         """Tokens per second of `row` over those of `same_size(row, **other)`, if there is such a cell."""
-        found = self.same_size(row, **other)
-        return row.tokens_per_second / found.tokens_per_second if found and found.tokens_per_second else None
+        partner = self.same_size(row, **other)
+        return row.tokens_per_second / partner.tokens_per_second if partner and partner.tokens_per_second else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +169,8 @@ def render_table(rows: Sequence[CellRow]) -> Table:
             table.add_row()
         table.add_row(*(column.text(row) for column in columns))
         previous = row
+    table.caption = "95% intervals are each cell's own, not adjusted"
     if any(row.clock == "virtual" for row in rows):
-        table.caption = "tok/s, speed (over on_demand) and stall are simulated time"
-        table.caption_justify = "left"
+        table.caption += "; tok/s, speed (over on_demand) and stall are simulated time"
+    table.caption_justify = "left"
     return table

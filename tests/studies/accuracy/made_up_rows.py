@@ -41,6 +41,7 @@ def row(**changes: Any) -> CellRow:
         "batch_size": 8,
         "seed": 0,
         "num_examples": 128,
+        "units": 128,
         "accuracy": 0.75,
         "accuracy_ci_low": 0.67,
         "accuracy_ci_high": 0.82,
@@ -49,6 +50,9 @@ def row(**changes: Any) -> CellRow:
         "delta_ci_low": 0.0,
         "delta_ci_high": 0.0,
         "flips": 0,
+        "p_value": 1.0,
+        "equivalence_p": 0.0,
+        "equivalence_margin": 0.01,
         "mcnemar_p": 1.0,
         "logit_kl": 0.0,
         "bit_identical": True,
@@ -116,6 +120,8 @@ def cached(policy: str, fraction: float, scheduler: str = "fifo", miss_policy: s
             "delta_ci_low": -lost - noise,
             "delta_ci_high": min(1.0, noise - lost),
             "flips": int(200 * lost),
+            "p_value": float(np.exp(-90 * lost)),
+            "equivalence_p": 1.0,
             "mcnemar_p": float(np.exp(-90 * lost)),
             "logit_kl": 3 * lost,
             "bit_identical": False,
@@ -127,7 +133,7 @@ def made_up_study(tasks=("mmbench", "vqa_v2"), fractions=FRACTIONS) -> list[Cell
     """All cells of a study shaped like the quickstart's."""
     rows = []
     for task in tasks:
-        shift = {"task": task}
+        shift = {"task": task, "units": 34 if task == "mmbench" else 128}
         rows += [row(**shift, scheduler=s, experts_per_batch=e) for s, e in (("fifo", 31.0), ("random", 31.3))]
         rows += [cached(policy, f, **shift) for policy, f in itertools.product(SKILL, fractions)]
         rows += [cached("expertflow", f, s, **shift) for f in fractions for s in ("random", "kmeans", "greedy")]

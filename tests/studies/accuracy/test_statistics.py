@@ -10,7 +10,7 @@ from made_up_rows import row
 from scipy import stats
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.studies.accuracy import statistics
+from expertflow_jax.studies.accuracy import intervals, statistics
 from expertflow_jax.studies.accuracy.statistics import Interval
 
 
@@ -77,9 +77,35 @@ def test_equal_clusters_count_as_one_trial_each():
     assert found == Interval(1.0, pytest.approx(exact.low), 1.0)
 
 
-def test_no_difference_has_no_width():
+def test_only_identical_computations_have_no_width():
     scores = coin(50, 0.7)
-    assert statistics.paired_difference(scores, scores) == Interval(0.0, 0.0, 0.0)
+    assert statistics.paired_difference(scores, scores, identical=True) == Interval(0.0, 0.0, 0.0)
+    assert statistics.equivalence(scores, scores, 0.01, identical=True) == 0
+    with pytest.raises(InputError, match="but they differ"):
+        statistics.paired_difference(scores, 1 - scores, identical=True)
+
+
+@pytest.mark.parametrize(("units", "open_to_change"), [(8, 0.369), (34, 0.103), (128, 0.028)])
+def test_equal_scores_leave_room_for_a_difference(units, open_to_change):
+    """What no differing unit of so many leaves open, both ways; five questions of an image are one unit."""
+    scores = coin(units, 0.7)
+    found = statistics.paired_difference(scores, scores)
+    assert (found.low, found.estimate, found.high) == pytest.approx((-open_to_change, 0, open_to_change), abs=5e-4)
+    exact = stats.binomtest(0, units).proportion_ci(method="exact")
+    assert found.high == pytest.approx(exact.high)
+    images = np.repeat(np.arange(units), 5)
+    fivefold = statistics.paired_difference(np.repeat(scores, 5), np.repeat(scores, 5), clusters=images)
+    assert fivefold == found
+
+
+def test_one_lost_answer_leaves_room_for_a_gain():
+    reference = coin(128, 0.7)
+    worse = reference.copy()
+    worse[np.argmax(reference)] = 0
+    found = statistics.paired_difference(worse, reference)
+    assert found.estimate == -1 / 128
+    assert found.low < -0.03
+    assert found.high > 0.01
 
 
 def test_paired_difference_knows_the_pairs():
@@ -102,7 +128,7 @@ def test_every_answer_lost_is_not_certainty():
 def test_bootstrap_of_many_clusters_in_bounded_blocks(monkeypatch):
     scores = coin(300, 0.5)
     whole = statistics.bootstrap_mean(scores, samples=100)
-    monkeypatch.setattr(statistics, "_DRAWS_AT_ONCE", 1000)
+    monkeypatch.setattr(intervals, "_DRAWS_AT_ONCE", 1000)
     assert statistics.bootstrap_mean(scores, samples=100) == whole
 
 
