@@ -18,9 +18,13 @@ def bytes_in_use(device: jax.Device | None = None) -> int:
     for array in jax.live_arrays():
         if array.is_deleted() or array.sharding.memory_kind not in (None, "device"):
             continue
-        for shard in array.addressable_shards:
-            if shard.device == device:
-                seen[shard.data.unsafe_buffer_pointer()] = shard.data.nbytes
+        try:
+            for shard in array.addressable_shards:
+                if shard.device == device:
+                    seen[shard.data.unsafe_buffer_pointer()] = shard.data.nbytes
+        except RuntimeError:  # the transfer thread has donated it meanwhile; what it became is an array of its own
+            if not array.is_deleted():
+                raise
     return sum(seen.values())
 
 

@@ -69,8 +69,15 @@ def replay_step(
     step: ReplayStep,
     costs: ComputeCosts,
     on_round: Callable[[int, tuple[int, ...], tuple[Any, ...]], None] | None = None,
+    on_layer: Callable[[int, int], None] | None = None,
+    at_once: bool = False,
 ) -> None:
-    """Runs one step; see `replay`."""
+    """Runs one step; see `replay`.
+
+    Args:
+      on_layer: sees (layer, how many experts it asked for) after every layer.
+      at_once: a layer's experts are computed together, once all have come.
+    """
     clock = engine.clock
     if step.begins:
         engine.begin_batch()
@@ -89,9 +96,14 @@ def replay_step(
             if watched:
                 _observe_next(engine, step, layer)
                 watched = False
-            clock.spend(costs.experts_seconds([int(rows_E[e]) for e in group]), "compute")
+            if not at_once:
+                clock.spend(costs.experts_seconds([int(rows_E[e]) for e in group]), "compute")
         if watched:
             _observe_next(engine, step, layer)
+        if at_once:
+            clock.spend(costs.experts_seconds(rows_E[experts].tolist()), "compute")
+        if on_layer is not None:
+            on_layer(layer, len(experts))
     engine.end_step()
 
 

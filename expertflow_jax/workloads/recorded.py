@@ -31,12 +31,13 @@ def record_questions(model: LoadedModel, count: int, new_tokens: int, seed: int)
         write_benchmark(Path(folder), train=8, val=8 * count, seed=seed)
         prompts = prepare(model, make_task("vqa_v2", Path(folder), "val"), 8 * count, 0).prompts
     assert model.processor is not None, "the benchmark's prompts are text"
-    found = record(model, prompts, new_tokens).long_answers(model.processor.eos_token_ids)
-    if len(found.prompts) < count:
+    long = record(model, prompts, new_tokens).long_answers(model.processor.eos_token_ids)
+    if len(long.prompts) < count:
         raise InputError(
-            f"only {len(found.prompts)} of {8 * count} answers have {new_tokens} tokens; lower config key new_tokens"
+            f"only {len(long.prompts)} of {8 * count} answers have {new_tokens} tokens; lower the decode steps or "
+            "config key sequences"
         )
-    return found.first(count)
+    return long.first(count)
 
 
 def recorded_steps(

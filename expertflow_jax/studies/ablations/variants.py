@@ -18,7 +18,7 @@ from expertflow_jax.offload.slots import KEPT, SlotPool
 from expertflow_jax.offload.store import ExpertSizes
 from expertflow_jax.offload.variant import Variant, new_engine
 from expertflow_jax.simulation.machines import Machine
-from expertflow_jax.simulation.replay import ReplayStep, true_horizons
+from expertflow_jax.simulation.replay import ReplayStep, replay_step, true_horizons
 
 
 class PoolPerLayer(ExpertFlow):
@@ -188,38 +188,32 @@ def run(variant: Build, steps: Sequence[ReplayStep], machine: Machine, cache_fra
     slots = max(1, int(cache_fraction * layers * experts) - variant.fewer_slots)
     sizes = ExpertSizes(layers, experts, machine.expert_bytes)
     engine = new_engine(sizes, Variant.of(policy), slots, machine.link)
-    missed = np.array([_replay(engine, step, machine, variant.after_all) for step in steps])
+    misses_NL = np.array([_misses(engine, step, machine, variant.after_all) for step in steps])
     stats = engine.stats()
-    clean = missed[[step.tokens == batch for step in steps]] == 0
-    until = np.where(clean.all(1), layers, clean.argmin(1))
+    clean_NL = misses_NL[[step.tokens == batch for step in steps]] == 0
+    until = np.where(clean_NL.all(1), layers, clean_NL.argmin(1))
     return Outcome(
         stats["wall_seconds"],
         stats["hit_rate"],
         stats["bytes_transferred"],
-        float(clean.all(1).mean()),
-        float(clean.mean()),
+        float(clean_NL.all(1).mean()),
+        float(clean_NL.mean()),
         float(until.mean()),
     )
 
 
-def _replay(engine: ExpertCacheEngine, step: ReplayStep, machine: Machine, after_all: bool) -> list[int]:
-    """As `simulation.replay`; with `after_all` a layer is computed in one go. Returns what each layer missed."""
-    clock, costs, missed = engine.clock, machine.costs, []
-    if engine.forecasts and step.horizon is not None:
-        clock.spend(costs.predictor_seconds(step.tokens), "predictor")
-    engine.begin_step(step.horizon)
-    for layer, rows in enumerate(step.rows):
-        clock.spend(costs.attend_seconds(step.tokens), "compute")
-        asked = np.flatnonzero(rows).astype(np.int32)
-        hits = engine.stats()["hits"]
-        for experts, _ in engine.rounds(layer, asked):
-            if not after_all:
-                clock.spend(costs.experts_seconds([int(rows[e]) for e in experts]), "compute")
-        if after_all:
-            clock.spend(costs.experts_seconds(rows[asked].tolist()), "compute")
-        missed.append(len(asked) - (engine.stats()["hits"] - hits))
-    engine.end_step()
-    return missed
+def _misses(engine: ExpertCacheEngine, step: ReplayStep, machine: Machine, after_all: bool) -> list[int]:
+    """Replays a step. Returns how many experts each layer asked for that were not in slots."""
+    misses: list[int] = []
+    hits = engine.stats()["hits"]
+
+    def on_layer(_: int, asked: int) -> None:
+        nonlocal hits
+        before, hits = hits, engine.stats()["hits"]
+        misses.append(asked - (hits - before))
+
+    replay_step(engine, step, machine.costs, on_layer=on_layer, at_once=after_all)
+    return misses
 
 
 def _in_parts(steps: Sequence[ReplayStep], machine: Machine, parts: int) -> tuple[list[ReplayStep], Machine]:
@@ -243,7 +237,7 @@ def _with_forecast(steps: Sequence[ReplayStep], which: str, batch: int) -> list[
         return list(steps)
     if which == "truth":
         return true_horizons(steps, len(steps))
-    changed, kept = [], None
+    changed, first = [], None
     following = [*steps[1:], None]
     for step, after in zip(steps, following, strict=True):
         horizon = step.horizon
@@ -261,9 +255,9 @@ def _with_forecast(steps: Sequence[ReplayStep], which: str, batch: int) -> list[
         elif which == "next":
             coming = np.zeros_like(step.needed) if after is None else after.needed
             horizon = np.stack([step.needed, coming]).astype(np.float32)
-        elif which == "once" and decodes and kept is not None:
-            horizon = np.concatenate([kept[None]] * own + [horizon[own:]])
+        elif which == "once" and decodes and first is not None:
+            horizon = np.concatenate([first[None]] * own + [horizon[own:]])
         elif which == "once":
-            kept = horizon[1]
+            first = horizon[1]
         changed.append(dataclasses.replace(step, horizon=horizon))
     return changed

@@ -1,6 +1,5 @@
 """The scale run's report: report.md, report.html and plots/*.png, from its rows and files alone."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,9 @@ from typing import Any
 import ml_collections
 from rich.console import Console
 
-from expertflow_jax.files import write_atomically
-from expertflow_jax.harness.document import Block, Code, Grid, Heading, Paragraph, Picture, to_html, to_markdown
-from expertflow_jax.studies.accuracy.tables import ordered
+from expertflow_jax.harness import report
+from expertflow_jax.harness.document import Block, Code, Grid, Heading, Paragraph, Picture
+from expertflow_jax.harness.looks import ordered
 from expertflow_jax.studies.growth.growth import Growth, growth
 from expertflow_jax.studies.growth.plots import draw_plots
 
@@ -41,18 +40,10 @@ def write_report(
         ),
     ]
     pictures = draw_plots(rows, workdir / "plots")
-    for title, text, grid in grids:
-        if not grid.rows:
-            continue
-        blocks += [Heading(2, title), Paragraph(text), grid]
-        console.print(title, highlight=False)
-        console.print(_plain(grid), highlight=False, soft_wrap=True)
+    blocks += report.sections(grids, console)
     blocks += [Heading(2, "Plots"), *(Picture(path, text) for path, text in pictures)]
-    for name in ("config.json", "environment.json"):
-        text = json.dumps(json.loads((workdir / name).read_text()), indent=2)
-        blocks += [Heading(2, name.removesuffix(".json").capitalize()), Code(text, name)]
-    write_atomically(workdir / "report.md", to_markdown(blocks, workdir).encode())
-    write_atomically(workdir / "report.html", to_html(blocks).encode())
+    blocks += report.attached(workdir, ("config.json", "environment.json"))
+    report.write(workdir, blocks)
     console.print(f"wrote {workdir / 'report.md'}, report.html and plots/", highlight=False)
 
 
@@ -77,7 +68,7 @@ _SCHEDULERS = (
 
 def target_grid(rows: Sequence[Row]) -> Grid:
     """Host cost at the target's size."""
-    mine = [row for row in rows if row["sweep"] == "target"]
+    cells = [row for row in rows if row["sweep"] == "target"]
     titles = (
         "policy",
         "clock",
@@ -91,7 +82,7 @@ def target_grid(rows: Sequence[Row]) -> Grid:
         "median",
         "per transfer",
     )
-    all_here = {(r["policy"], r["batch_size"]): r["host_us"] for r in mine if r["cache_fraction"] == 1}
+    all_here = {(r["policy"], r["batch_size"]): r["host_us"] for r in cells if r["cache_fraction"] == 1}
 
     def per_transfer(row: Row) -> str:
         more = row["host_us"] - all_here.get((row["policy"], row["batch_size"]), float("nan"))
@@ -112,7 +103,7 @@ def target_grid(rows: Sequence[Row]) -> Grid:
             f"{row['host_us_median']:.1f}",
             per_transfer(row),
         )
-        for row in mine
+        for row in cells
     ]
     return Grid(titles, texts, (False, False, *[True] * 9))
 
@@ -121,10 +112,10 @@ def growth_grid(rows: Sequence[Row]) -> Grid:
     """Exponents of host cost and simulated throughput over each sweep."""
     texts = []
     for sweep, size in (("layers", "num_layers"), ("experts", "num_experts")):
-        mine = [row for row in rows if row["sweep"] == sweep]
-        for policy in ordered(row["policy"] for row in mine):
-            for batch in sorted({row["batch_size"] for row in mine}):
-                line = [row for row in mine if row["policy"] == policy and row["batch_size"] == batch]
+        cells = [row for row in rows if row["sweep"] == sweep]
+        for policy in ordered(row["policy"] for row in cells):
+            for batch in sorted({row["batch_size"] for row in cells}):
+                line = [row for row in cells if row["policy"] == policy and row["batch_size"] == batch]
                 line.sort(key=lambda row: row[size])
                 sizes = [row[size] for row in line]
                 first, last = line[0], line[-1]
@@ -134,10 +125,10 @@ def growth_grid(rows: Sequence[Row]) -> Grid:
                         f"`{policy}`",
                         str(batch),
                         f"{first['host_us']:.1f} to {last['host_us']:.1f}",
-                        _shown(growth(sizes, [row["host_us"] for row in line])),
+                        _text(growth(sizes, [row["host_us"] for row in line])),
                         f"{first['tokens_per_second']:.0f} to {last['tokens_per_second']:.0f}",
                         f"{first['tokens_per_second_with_host']:.0f} to {last['tokens_per_second_with_host']:.0f}",
-                        _shown(growth(sizes, [row["tokens_per_second"] for row in line])),
+                        _text(growth(sizes, [row["tokens_per_second"] for row in line])),
                     )
                 )
     titles = (
@@ -173,7 +164,7 @@ def scheduler_grid(rows: Sequence[Row]) -> Grid:
                     f"{100 * last['share']:.3f} %",
                     f"{100 * worst['share']:.3f} % at {worst['window']}",
                     "yes" if worst["share"] < LIMIT else "no",
-                    _shown(growth([r["window"] for r in settled], [r["seconds"] for r in settled])),
+                    _text(growth([r["window"] for r in settled], [r["seconds"] for r in settled])),
                 )
             )
     titles = (
@@ -183,11 +174,5 @@ def scheduler_grid(rows: Sequence[Row]) -> Grid:
     return Grid(titles, texts, (False, False, *[True] * 6, False, True))
 
 
-def _shown(found: Growth | None) -> str:
-    return "" if found is None else str(found)
-
-
-def _plain(grid: Grid) -> str:
-    lines = [grid.titles, *grid.rows]
-    widths = [max(len(str(line[i])) for line in lines) for i in range(len(grid.titles))]
-    return "\n".join("  ".join(str(c).rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines) + "\n"
+def _text(exponent: Growth | None) -> str:
+    return "" if exponent is None else str(exponent)

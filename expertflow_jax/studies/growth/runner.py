@@ -27,7 +27,7 @@ def cells_of(config: ml_collections.ConfigDict) -> list[tuple[str, Measure]]:
     Raises:
       InputError: values that cannot be.
     """
-    machine, found = machine_of(config), []
+    machine, cells = machine_of(config), []
 
     def measures_host(cell: Any) -> Measure:
         return lambda: host_row(cell, measure_host(cell, machine, config.steps, config.repeats, config.seed))
@@ -47,12 +47,12 @@ def cells_of(config: ml_collections.ConfigDict) -> list[tuple[str, Measure]]:
         return measure
 
     for host in host_cells(config):
-        found.append((host.label(), measures_host(host)))
+        cells.append((host.label(), measures_host(host)))
     schedules = scheduler_cells(config)
     names = list(dict.fromkeys(cell.workload.name for cell in schedules))
     for cell in sorted(schedules, key=lambda c: (names.index(c.workload.name), c.window)):
-        found.append((cell.label(), measures_scheduler(cell)))
-    return found
+        cells.append((cell.label(), measures_scheduler(cell)))
+    return cells
 
 
 def plan(config: ml_collections.ConfigDict) -> None:

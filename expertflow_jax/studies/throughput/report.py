@@ -9,16 +9,14 @@ import ml_collections
 from rich.console import Console
 
 from expertflow_jax.files import write_atomically
+from expertflow_jax.harness import report
 from expertflow_jax.harness.document import (
     Block,
     Bullets,
     Code,
-    Grid,
     Heading,
     Paragraph,
     Picture,
-    to_html,
-    to_markdown,
 )
 from expertflow_jax.studies.throughput import tables
 from expertflow_jax.studies.throughput.plots import draw_fractions
@@ -90,29 +88,7 @@ def write_report(
         ("Everything resident", _BASELINES, tables.baseline_grid(lines)),
         ("Host bookkeeping", _HOST, tables.host_grid(lines)),
     ]
-    for title, text, grid in grids:
-        if not grid.rows:
-            continue
-        blocks += [Heading(2, title), Paragraph(text), grid]
-        console.print(title, highlight=False)
-        console.print(_plain(grid), highlight=False, soft_wrap=True)
-    for name in ("links.json", "config.json", "environment.json"):
-        if (workdir / name).exists():
-            text = json.dumps(json.loads((workdir / name).read_text()), indent=2)
-            blocks += [Heading(2, name.removesuffix(".json").capitalize()), Code(text, name)]
-    write_atomically(workdir / "report.md", to_markdown(blocks, workdir).encode())
-    write_atomically(workdir / "report.html", to_html(blocks).encode())
+    blocks += report.sections(grids, console)
+    blocks += report.attached(workdir, ("links.json", "config.json", "environment.json"))
+    report.write(workdir, blocks)
     console.print(f"wrote {workdir / 'report.md'}, report.html, throughput.json, trace.json", highlight=False)
-
-
-def _plain(grid: Grid) -> str:
-    """The table as aligned text."""
-    lines = [list(grid.titles), *(list(row) for row in grid.rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(grid.titles))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, grid.numeric, strict=True)
-        ).rstrip()
-        for line in lines
-    )

@@ -5,7 +5,6 @@ import dataclasses
 import gc
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,14 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from expertflow_jax import interrupts
-from expertflow_jax.errors import InputError
 from expertflow_jax.files import make_folder, write_atomically, write_json
 from expertflow_jax.harness import timeline
-from expertflow_jax.harness.data import prepare as prepare_task
 from expertflow_jax.harness.environment import describe_environment
 from expertflow_jax.harness.rows import to_csv
 from expertflow_jax.harness.workdir import Workdir, read_json
-from expertflow_jax.inference.loading import LoadedModel, load_model
+from expertflow_jax.inference.loading import load_model
 from expertflow_jax.locate import locate
 from expertflow_jax.offload.budget import format_bytes
 from expertflow_jax.offload.link import LinkSpec
@@ -37,14 +34,11 @@ from expertflow_jax.studies.throughput import sections
 from expertflow_jax.studies.throughput.grid import Cell, cells_of
 from expertflow_jax.studies.throughput.measure import Repeat, compile_groups, run_once
 from expertflow_jax.studies.throughput.results import Row, make_row
-from expertflow_jax.tasks.digit_scenes.files import write_benchmark
-from expertflow_jax.tasks.registry import make_task
 from expertflow_jax.workloads import setups
-from expertflow_jax.workloads.routes import Recording, record
+from expertflow_jax.workloads.recorded import record_questions
 from expertflow_jax.workloads.setups import Setup
 from expertflow_jax.workloads.windows import Window, make_window
 
-TASK = "vqa_v2"
 REFERENCE_SEQUENCES = 6
 TIMELINE_SECONDS = 0.1  # drawn; trace.json holds all
 
@@ -60,7 +54,7 @@ class Models:
         path = locate(config.predictor, "predictor")
         self.predictor = Predictor.load(path, expect_fingerprint=self.model.fingerprint)
         steps = max(steps for *_, steps in config.windows)
-        self.recording = _recorded(self.model, config.sequences, steps, config.seed)
+        self.recording = record_questions(self.model, config.sequences, steps, config.seed)
         self._uses = setups.predicted_uses(self.predictor, self.recording)
 
     def get(self, name: str) -> Setup:
@@ -89,20 +83,6 @@ def _ready(window: Window) -> Window:
     if window.phase == "decode" and not window.setup.replayed:
         window.fill_caches()
     return window
-
-
-def _recorded(model: LoadedModel, count: int, steps: int, seed: int) -> Recording:
-    """Routing of the first `count` questions of a made-up benchmark whose answers have at least `steps` tokens."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_benchmark(Path(folder), train=8, val=8 * count, seed=seed)
-        prompts = prepare_task(model, make_task(TASK, Path(folder), "val"), 8 * count, 0).prompts
-    assert model.processor is not None, "the benchmark's prompts are text"
-    found = record(model, prompts, steps).long_answers(model.processor.eos_token_ids)
-    if len(found.prompts) < count:
-        raise InputError(
-            f"only {len(found.prompts)} answers have {steps} tokens; lower config key sequences or windows"
-        )
-    return found.first(count)
 
 
 def plan(config: ml_collections.ConfigDict) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from expertflow_jax.harness.document import Grid
 from expertflow_jax.offload.budget import format_bytes
+from expertflow_jax.offload.variant import RESIDENT
 from expertflow_jax.studies.throughput.results import Row, cells
 
 BASELINES = ("on_demand", "cache_moe")
@@ -50,7 +51,7 @@ def memory_grid(rows: Sequence[Row]) -> Grid:
     titles = ("model", "phase", "batch", "variant", "budget", "saved", "experts only", "tokens/s", "of resident")
     lines = []
     for group in cells([row for row in rows if row.cache_fraction == 0]):
-        everything = {row.variant: row for row in group}.get("resident")
+        everything = {row.variant: row for row in group}.get(RESIDENT.label)
         for row in group:
             if everything is None or row is everything:
                 continue
@@ -69,17 +70,17 @@ def memory_grid(rows: Sequence[Row]) -> Grid:
 def baseline_grid(lines: Sequence[dict[str, Any]]) -> Grid:
     """Everything resident: the engine against its contenders."""
     titles = ("model", "phase", "batch", "contender", "engine tokens/s", "contender tokens/s", "ratio")
-    shown = []
+    texts = []
     for line in (line for line in lines if line["kind"] == "baseline"):
         speeds = [line["tokens"] / float(np.median(line[f"{who}_seconds"])) for who in ("engine", "contender")]
         place = (line["model"], line["phase"], str(line["batch_size"]), line["contender"])
-        shown.append((*place, *(f"{speed:.0f}" for speed in speeds), f"{line['ratio']:.2f}"))
-    return Grid(titles, shown, [column not in (0, 1, 3) for column in range(len(titles))])
+        texts.append((*place, *(f"{speed:.0f}" for speed in speeds), f"{line['ratio']:.2f}"))
+    return Grid(titles, texts, [column not in (0, 1, 3) for column in range(len(titles))])
 
 
 def host_grid(lines: Sequence[dict[str, Any]]) -> Grid:
     """Host bookkeeping over the number of layers."""
-    shown = [
+    texts = [
         (
             *(line["policy"], str(line["num_layers"]), str(line["num_experts"])),
             *(f"{line['host_us']:.1f}", f"{line['host_us_median']:.1f}"),
@@ -87,12 +88,12 @@ def host_grid(lines: Sequence[dict[str, Any]]) -> Grid:
         for line in lines
         if line["kind"] == "host"
     ]
-    return Grid(("policy", "layers", "experts", "µs per layer-step", "median"), shown, [False, True, True, True, True])
+    return Grid(("policy", "layers", "experts", "µs per layer-step", "median"), texts, [False, True, True, True, True])
 
 
 def target_grid(rows: Sequence[Row], lines: Sequence[dict[str, Any]]) -> Grid:
     """Targets that this run speaks of: the worst cell counts."""
-    found: list[tuple[str, list[tuple[float, str]], float]] = []
+    targets: list[tuple[str, list[tuple[float, str]], float]] = []
     groups = [
         {row.variant: row for row in group}
         for group in cells(rows)
@@ -118,27 +119,29 @@ def target_grid(rows: Sequence[Row], lines: Sequence[dict[str, Any]]) -> Grid:
 
         return ratio
 
-    found.append(("expertflow, true path: of the limit", each("expertflow(truth)", of_limit("expertflow(truth)")), 0.9))
-    found.append(("expertflow, trained predictor: of the limit", each("expertflow", of_limit("expertflow")), 0.75))
-    found.append(("expertflow / cache_moe, where the limit allows", each("expertflow", against(("cache_moe",), 2)), 2))
-    found.append(("expertflow / best baseline, where it allows", each("expertflow", against(BASELINES, 1.85)), 1.85))
-    found.append(("expertflow / best baseline, every cell", each("expertflow", against(BASELINES, 0)), 1.0))
-    found += _baseline_targets(lines)
+    targets += [
+        ("expertflow, true path: of the limit", each("expertflow(truth)", of_limit("expertflow(truth)")), 0.9),
+        ("expertflow, trained predictor: of the limit", each("expertflow", of_limit("expertflow")), 0.75),
+        ("expertflow / cache_moe, where the limit allows", each("expertflow", against(("cache_moe",), 2)), 2),
+        ("expertflow / best baseline, where it allows", each("expertflow", against(BASELINES, 1.85)), 1.85),
+        ("expertflow / best baseline, every cell", each("expertflow", against(BASELINES, 0)), 1.0),
+    ]
+    targets += _baseline_targets(lines)
     peaks = [(row.memory_budget_bytes / max(row.peak_device_bytes, 1), _place(row)) for row in rows]
-    found.append(("budget / measured peak, every cell", peaks, 1.0))
+    targets.append(("budget / measured peak, every cell", peaks, 1.0))
     compiled = [(float(-row.new_compilations), _place(row)) for row in rows]
-    found.append(("compilations after warm-up (negative)", compiled, 0.0))
+    targets.append(("compilations after warm-up (negative)", compiled, 0.0))
     host = [(HOST_US / line["host_us"], line["section"]) for line in lines if _is_host_target(line)]
-    found.append((f"{HOST_US:g} µs / host bookkeeping at 48 layers", host, 1.0))
-    shown = []
-    for name, values, least in found:
+    targets.append((f"{HOST_US:g} µs / host bookkeeping at 48 layers", host, 1.0))
+    texts = []
+    for name, values, least in targets:
         if not values:
             continue
         worst, place = min(values)
         met = sum(value >= least for value, _ in values)
         median = float(np.median([value for value, _ in values]))
-        shown.append((name, f"{least:g}", f"{worst:.2f}", f"{median:.2f}", f"{met} of {len(values)}", place))
-    return Grid(("target", "at least", "worst", "median", "met in", "worst at"), shown, [False, *[True] * 4, False])
+        texts.append((name, f"{least:g}", f"{worst:.2f}", f"{median:.2f}", f"{met} of {len(values)}", place))
+    return Grid(("target", "at least", "worst", "median", "met in", "worst at"), texts, [False, *[True] * 4, False])
 
 
 def _is_host_target(line: dict[str, Any]) -> bool:
