@@ -47,6 +47,13 @@ def open_image(source: Any) -> Image.Image:
     return Image.fromarray(array).convert("RGB")
 
 
+def quiet_open(file: Any) -> ImageFile.ImageFile:
+    """An image of one of the formats, not yet decoded, without Pillow's warning of its size (see `check_pixels`)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Image.open(file, formats=FORMATS)
+
+
 def _upright(source: str | Path | bytes) -> Image.Image:
     if not isinstance(source, bytes):
         status = Path(source).stat()
@@ -54,9 +61,9 @@ def _upright(source: str | Path | bytes) -> Image.Image:
             raise OSError("no regular file")
         if status.st_size > MOST_BYTES:
             raise OSError(f"{status.st_size:,} bytes, at most {MOST_BYTES:,} are read")
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+    with quiet_open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
         _reduce(image)
-        _check_pixels(image)
+        check_pixels(image)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         # Laid on white only where a palette's transparent colour outlives the conversion.
@@ -71,14 +78,15 @@ def _reduce(image: ImageFile.ImageFile) -> None:
         image.draft(None, (max(wide // scale, 1), max(high // scale, 1)))
 
 
-def _check_pixels(image: Image.Image) -> None:
+def check_pixels(image: Image.Image) -> None:
+    """Raises OSError if the image has more pixels than are decoded."""
     if image.width * image.height > MOST_PIXELS:
         raise OSError(f"{image.width} x {image.height} pixels, at most {MOST_PIXELS:,} are read; make it smaller")
 
 
 def _on_white(image: Image.Image) -> Image.Image:
     """An RGB image; what is transparent becomes white."""
-    _check_pixels(image)
+    check_pixels(image)
     if "A" not in image.getbands() and image.info.get("transparency") is None:
         return image.convert("RGB")
     laid = Image.new("RGB", image.size)

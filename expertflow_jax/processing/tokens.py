@@ -41,15 +41,15 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, str]]:
     added = tokenizer.get_added_tokens_decoder()
     by_id, roles, extras = _named_tokens(path, settings, added)
     known = {str(token) for token in [*added.values(), *by_id.values()]}
-    tokens = [by_id[i] for i in sorted(by_id)]
+    tokens: list[str | AddedToken] = [by_id[i] for i in sorted(by_id)]
     for token in [*roles.values(), *extras]:
-        if str(token) not in known:
-            known.add(str(token))
+        if str(token) not in known and repr(token) not in map(repr, tokens):  # other flags replace the earlier ones
             tokens.append(token)
     names = {str(token) for token in roles.values()}
-    for token in tokens:
+    flagged = [AddedToken(token, special=True) if isinstance(token, str) else token for token in tokens]
+    for token in flagged:
         token.special = token.special or str(token) in names
-    tokenizer.add_tokens(tokens)
+    tokenizer.add_tokens(flagged)
     split = settings.get("split_special_tokens", False)
     if not isinstance(split, bool):
         raise InputError(f"{path / 'tokenizer_config.json'}: split_special_tokens is {split!r}; want true or false")
@@ -70,20 +70,27 @@ def one_line(error: object) -> str:
 
 def _named_tokens(
     path: Path, settings: dict[str, Any], added: Mapping[int, AddedToken]
-) -> tuple[dict[int, AddedToken], dict[str, AddedToken], list[AddedToken]]:
+) -> tuple[dict[int, AddedToken], dict[str, str | AddedToken], list[str | AddedToken]]:
     """Tokens by id, by role, and others, of the files beside tokenizer.json, whose tokens are `added`."""
     file = path / "tokenizer_config.json"
     name_of_extras = "extra_special_tokens" if settings.get("extra_special_tokens") else "additional_special_tokens"
     extras = settings.get(name_of_extras) or []
-    values = {key: value for key, value in settings.items() if key.endswith("_token") and value is not None}
+    values = {key: value for key, value in settings.items() if _is_role(key, value)}
     where: dict[str, Any] = dict.fromkeys(values, file)
+    # What the model's own roles are called here comes before what special_tokens_map.json says.
+    first = {key: value for key, value in values.items() if key not in ROLES and isinstance(value, str)}
+    if isinstance(extras, dict):  # by role
+        first |= {key: value for key, value in extras.items() if value is not None}
+        where |= dict.fromkeys(extras, f"{file}: {name_of_extras}")
+        extras = []
+    values = {key: value for key, value in values.items() if key not in first}
     by_id: dict[int, AddedToken] = {}
     if "added_tokens_decoder" in settings:
         for key, value in _object(settings["added_tokens_decoder"], f"{file}: added_tokens_decoder").items():
             name = f"{file}: added_tokens_decoder {key!r}"
             if not str(key).isdecimal() or not isinstance(value, dict):
                 raise InputError(f"{name} is {_short(value)}; want an id and an object with the token's content")
-            by_id[int(key[:20])] = _token(value, name)
+            by_id[int(key[:20])] = _flagged(value, name)
     else:
         other = path / "special_tokens_map.json"
         for key, value in read_optional(other).items():
@@ -92,26 +99,30 @@ def _named_tokens(
                     extras = [*extras, *value] if key == "extra_special_tokens" or not extras else extras
                 else:
                     extras = value or extras
-            elif key.endswith("_token"):
+            elif _is_role(key, value):
                 value = {**value, "special": True} if isinstance(value, dict) else value
-                values, where = values | {key: value}, where | {key: other}
+                values, where = values | {key: value}, {key: other} | where if key in first else where | {key: other}
         file = file if file.is_file() else other
-    if isinstance(extras, dict):  # by role
-        values |= {key: value for key, value in extras.items() if value is not None}
-        where |= dict.fromkeys(extras, f"{file}: {name_of_extras}")
-        extras = []
     if not isinstance(extras, list):
         raise InputError(f"{file}: {name_of_extras} is {_short(extras)}; want a list of tokens, or an object")
-    others = [_token(value, f"{file}: {name_of_extras}", special=True) for value in extras]
+    others = [_token(value, f"{file}: {name_of_extras}") for value in extras]
+    values |= first
     ordered = [*(key for key in ROLES if key in values), *(key for key in values if key not in ROLES)]
-    roles = {
-        key: _token(values[key], f"{where[key]}: {key}", special=True) for key in ordered if values[key] is not None
-    }
+    roles = {key: _token(values[key], f"{where[key]}: {key}") for key in ordered if values[key] is not None}
     if "added_tokens_decoder" not in settings:
-        special = {str(token) for token in [*roles.values(), *others]}
+        special = {str(token) for key, token in roles.items() if key in ROLES}
+        special |= {token for token in others if isinstance(token, str)}
         by_id = _legacy_tokens(path / "added_tokens.json", special) | dict(added)
     flagged = {str(token): token for token in by_id.values()}
-    return by_id, {key: flagged.get(str(token), token) for key, token in roles.items()}, others
+    roles |= {key: flagged.get(str(roles[key]), roles[key]) for key in ROLES if key in roles}
+    return by_id, roles, others
+
+
+def _is_role(key: str, value: Any) -> bool:
+    """Whether a setting names a token; `add_bos_token` and the like are switches."""
+    return key in ROLES or (
+        key.endswith("_token") and (isinstance(value, str) or (isinstance(value, dict) and bool(value)))
+    )
 
 
 def _legacy_tokens(file: Path, special: set[str]) -> dict[int, AddedToken]:
@@ -123,14 +134,18 @@ def _legacy_tokens(file: Path, special: set[str]) -> dict[int, AddedToken]:
     return tokens
 
 
-def _token(value: Any, where: str, special: bool = False) -> AddedToken:
-    """A token that is written as text, special if so said, or as an object with content and flags.
+def _token(value: Any, where: str) -> str | AddedToken:
+    """A token that is written as text, then special, or as an object with content and flags.
 
     Raises:
       InputError: anything else.
     """
     if isinstance(value, str):
-        return AddedToken(_utf8(value, where), special=special)
+        return _utf8(value, where)
+    return _flagged(value, where)
+
+
+def _flagged(value: Any, where: str) -> AddedToken:
     flags = {key: flag for key, flag in value.items() if key in FLAGS} if isinstance(value, dict) else {}
     if (
         not isinstance(value, dict)

@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.processing.opening import check_pixels, quiet_open
 
 
 def read_json(path: Path, source: str) -> dict[str, Any]:
@@ -39,7 +40,8 @@ def rgb_bytes(data: bytes, where: str) -> bytes:
       InputError: not a whole image.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with quiet_open(io.BytesIO(data)) as image:
+            check_pixels(image)
             image.load()
             if image.mode == "RGB":
                 return data

@@ -102,6 +102,11 @@ def test_every_form_of_a_role(tmp_path, eos):
     assert Processor.from_directory(changed(tmp_path, {"eos_token": eos, "bos_token": None})).eos_token_ids == (2,)
 
 
+def test_switches_are_no_tokens(tmp_path):
+    model = changed(tmp_path, {"add_bos_token": True, "add_eos_token": False, "legacy_token": 5})
+    assert len(chat_ids(model)) == 39
+
+
 def test_no_end(tmp_path):
     assert Processor.from_directory(changed(tmp_path, {"eos_token": None})).eos_token_ids == ()
 
