@@ -1,86 +1,135 @@
 """What a caller may ask a model with: texts, conversations with images, or token ids, as encoded prompts."""
 
+import itertools
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.inference.arrays import as_array, token_rows
 from expertflow_jax.processing import Processor, check_messages
 from expertflow_jax.processing.batching import Prompt
 
 Message = Mapping[str, Any]
 
+FORMS = "a text, a list of texts, a conversation (list of messages), a list of conversations, or token ids"
 
-def encode_prompts(processor: Processor | None, where: str, prompts: Any, images: Sequence[Any] | None) -> list[Prompt]:
+
+def encode_prompts(
+    processor: Processor | None, where: str, prompts: Any, images: Any, vocabulary: int = 2**31 - 1
+) -> list[Prompt]:
     """Encodes prompts of any form, see `OffloadedModel.generate`.
 
     Args:
       processor: of the checkpoint; None if it has no tokenizer, so that only token ids will do.
       where: the checkpoint, for messages.
-      prompts: a text or several, a conversation or several, token ids int [B, T], or ragged lists of them.
-      images: of texts, one each or None; of conversations, those of all their image items in order.
+      prompts: a text or several, a conversation (or one message of it) or several, token ids int [B, T] or [T], or
+        lists of them of different lengths.
+      images: one image; of texts, one each, a list of some each, or None; of conversations, those of all their image
+        items in order, or a list of some for each.
+      vocabulary: token ids are below it.
 
     Raises:
       InputError: no prompts, text without a tokenizer, images that have no place, or token ids that are none.
     """
-    if isinstance(prompts, str):
-        prompts = [prompts]
-    if len(prompts) == 0:
-        raise InputError("generate: no prompts")
-    if isinstance(prompts, np.ndarray) or isinstance(prompts[0], np.ndarray) or _is_number(prompts[0], deep=True):
-        return _token_prompts(prompts)
+    entries = _entries(prompts)
+    if _holds_numbers(entries[0]):
+        if images is not None:
+            raise InputError("generate: images go with texts; give token ids together with pixel_values")
+        return [Prompt(row) for row in token_rows("input_ids", prompts, vocabulary)]
     if processor is None:
         raise InputError(f"{where} has no tokenizer.json; pass token ids instead of text")
-    given = list(images) if images is not None else []
-    if any(image is not None for image in given) and not processor.takes_images:
+    pictures = _pictures(images)
+    if any(picture is not None for picture in pictures) and not processor.takes_images:
         raise InputError(f"{where} takes no images (no preprocessor_config.json); leave them out")
-    if isinstance(prompts[0], str):
-        return _text_prompts(processor, prompts, given)
-    conversations = [prompts] if isinstance(prompts[0], Mapping) else list(prompts)
-    return _chat_prompts(processor, conversations, given)
+    if isinstance(entries[0], str):
+        return _text_prompts(processor, entries, pictures)
+    return _chat_prompts(processor, [entries] if isinstance(entries[0], Mapping) else entries, pictures)
 
 
-def _is_number(value: Any, deep: bool) -> bool:
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+def _entries(prompts: Any) -> list[Any]:
+    """The prompts, or the messages of one conversation, as a list."""
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    if isinstance(prompts, bytes) or not (hasattr(prompts, "__iter__") or hasattr(prompts, "__array__")):
+        raise InputError(f"generate: {type(prompts).__name__} is no prompt; give {FORMS}")
+    entries = list(prompts) if isinstance(prompts, Sequence) else list(as_array("generate: prompts", prompts))
+    if not entries:
+        raise InputError("generate: no prompts")
+    return entries
+
+
+def _holds_numbers(entry: Any) -> bool:
+    """Whether the first prompt is token ids, or the first of them."""
+    if isinstance(entry, list | tuple):
+        return not entry or isinstance(entry[0], int | float | np.generic)
+    return not isinstance(entry, str | Mapping)
+
+
+def _is_image(value: Any) -> bool:
+    """Whether this stands for one image, rather than for several."""
+    if isinstance(value, str | bytes | os.PathLike | Image.Image | Mapping):
         return True
-    return deep and isinstance(value, list | tuple) and len(value) > 0 and _is_number(value[0], deep=False)
+    return hasattr(value, "__array__") and np.ndim(value) < 4
 
 
-def _token_prompts(prompts: Any) -> list[Prompt]:
-    flat = _is_number(prompts[0], deep=False)
-    rows = [np.asarray(row) for row in ([prompts] if flat else prompts)]
-    for row in rows:
-        if row.ndim != 1 or not len(row) or not np.issubdtype(row.dtype, np.integer):
-            raise InputError(f"input_ids: want integers [B, T] or lists of them, got {row.dtype} {row.shape} in a row")
-    return [Prompt(row.astype(np.int32)) for row in rows]
+def _pictures(images: Any) -> list[Any]:
+    """The images as a list."""
+    if images is None:
+        return []
+    if _is_image(images):
+        return [images]
+    if not hasattr(images, "__iter__"):
+        raise InputError(f"images: {type(images).__name__} is none; give paths, PIL images or uint8 [height, width, 3]")
+    return list(images)
 
 
-def _text_prompts(processor: Processor, texts: Sequence[str], images: list[Any]) -> list[Prompt]:
-    if images and len(images) != len(texts):
-        raise InputError(f"generate: {len(images)} images for {len(texts)} prompts; give one each, or None")
-    found = []
-    for text, image in zip(texts, images or [None] * len(texts), strict=True):
-        if image is None and not processor.has_template:  # a base model continues the text
-            found.append(_prompt(processor, text, [], add_special_tokens=True))
+def _text_prompts(processor: Processor, texts: Sequence[Any], pictures: list[Any]) -> list[Prompt]:
+    if pictures and len(pictures) != len(texts):
+        remedy = "images=[[first, second]] gives one prompt several" if len(texts) == 1 else "give one each, or None"
+        raise InputError(f"generate: {len(pictures)} images for {len(texts)} prompts; {remedy}")
+    prompts = []
+    for place, (text, picture) in enumerate(zip(texts, pictures or itertools.repeat(None), strict=False)):
+        if not isinstance(text, str):
+            raise InputError(f"generate: prompt {place} is {type(text).__name__}, others are text; give {FORMS}")
+        _check_text(text, f"prompt {place}")
+        images = _pictures(picture)
+        if not images and not processor.has_template:  # a base model continues the text
+            prompts.append(_prompt(processor, text, [], add_special_tokens=True))
             continue
-        items = [{"type": "text", "text": text}, {"type": "image"}]
-        content: Any = items if image is not None else (items[:1] if processor.takes_images else text)
-        found.append(_chat(processor, [{"role": "user", "content": content}], [] if image is None else [image]))
-    return found
+        items = [{"type": "text", "text": text}, *({"type": "image"} for _ in images)]
+        content: Any = items if processor.takes_images else text
+        prompts.append(_chat(processor, [{"role": "user", "content": content}], images))
+    return prompts
 
 
-def _chat_prompts(processor: Processor, conversations: list[Any], images: list[Any]) -> list[Prompt]:
-    found = []
-    rest = iter(images)
-    for messages in conversations:
-        check_messages(messages, "messages")
-        contents = [m["content"] for m in messages if isinstance(m.get("content"), list | tuple)]
-        places = sum(item.get("type") == "image" for content in contents for item in content)
-        found.append(_chat(processor, list(messages), [image for _, image in zip(range(places), rest, strict=False)]))
-    if left := len(list(rest)):
-        raise InputError(f"generate: {left} images more than the conversations have places for")
-    return found
+def _chat_prompts(processor: Processor, conversations: list[Any], pictures: list[Any]) -> list[Prompt]:
+    for place, messages in enumerate(conversations):
+        check_messages(messages, "messages" if len(conversations) == 1 else f"messages of conversation {place}")
+    places = [_image_places(messages) for messages in conversations]
+    several = [isinstance(picture, list | tuple) for picture in pictures]
+    if any(several) and len(pictures) == len(conversations):
+        by_conversation = [_pictures(picture) for picture in pictures]
+    else:
+        rest = iter(itertools.chain.from_iterable(map(_pictures, pictures)) if any(several) else pictures)
+        by_conversation = [list(itertools.islice(rest, count)) for count in places]
+        if left := len(list(rest)):
+            raise InputError(f"generate: {left} images more than the conversations have places for")
+    for place, (count, images) in enumerate(zip(places, by_conversation, strict=True)):
+        if count != len(images):
+            raise InputError(
+                f"generate: conversation {place} has {count} image placeholders (items of type image), {len(images)} "
+                "images were given for them; give images=[...] with one each, in order"
+            )
+    return [_chat(processor, list(m), images) for m, images in zip(conversations, by_conversation, strict=True)]
+
+
+def _image_places(messages: Sequence[Message]) -> int:
+    contents = [m["content"] for m in messages if isinstance(m.get("content"), list | tuple)]
+    return sum(item.get("type") == "image" for content in contents for item in content)
 
 
 def _chat(processor: Processor, messages: list[Message], images: list[Any]) -> Prompt:
@@ -90,7 +139,14 @@ def _chat(processor: Processor, messages: list[Message], images: list[Any]) -> P
 
 
 def _prompt(processor: Processor, text: str, images: list[Any], add_special_tokens: bool) -> Prompt:
+    _check_text(text, "a message")
     inputs = processor.encode(text, images, add_special_tokens=add_special_tokens)
     if not len(inputs.input_ids):
         raise InputError("a prompt is empty; write at least one token's worth of text")
     return Prompt(inputs.input_ids, inputs.pixel_values, inputs.image_grid_thw)
+
+
+def _check_text(text: str, what: str) -> None:
+    """Refuses half characters, which no tokenizer can read."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError(f"{what}: it holds bytes that are not UTF-8 (lone surrogates); decode it properly first")

@@ -34,7 +34,9 @@ def generate_batch(
     stop_ids: Collection[int],
     sampler: Sampler | None = None,
     batch_size: int | None = None,
+    numbers: Sequence[int] | None = None,
     on_token: Callable[[int, int], bool] | None = None,
+    on_end: Callable[[int], None] | None = None,
 ) -> list[Generated]:
     """Answers a batch of prompts together.
 
@@ -46,9 +48,12 @@ def generate_batch(
       stop_ids: token ids that end an answer.
       sampler: greedy by default.
       batch_size: B; the number of prompts by default.
+      numbers: of the prompts, by which `sampler` keys its draws; their places by default.
       on_token: called with (sequence, token id) as tokens are chosen, for streaming; true ends the sequence.
+      on_end: called with (sequence) once no token of it will follow.
     """
     sampler = sampler or Sampler()
+    keys = np.arange(len(prompts)) if numbers is None else np.asarray(numbers)
     batch = pad_prompts(session.stages.config, prompts, batch_size)
     count, size = len(prompts), len(batch.lengths)
     x, deepstack = session.embed(batch)
@@ -65,22 +70,26 @@ def generate_batch(
     first_logits = logits[:count].copy()
     step = 0
     while True:
-        tokens = sampler.choose(logits, step)
-        for i in np.flatnonzero(active[:count]).tolist():
+        rows = np.flatnonzero(active)
+        tokens = np.zeros(size, np.int32)
+        tokens[rows] = sampler.choose(logits if len(rows) == size else logits[rows], step, keys[rows])
+        for i in rows.tolist():
             digests[i].update(logits[i].tobytes())
             token = int(tokens[i])
             if token in stop_ids:
                 finished[i], active[i] = True, False
-                continue
-            answers[i].append(token)
-            if on_token is not None and on_token(i, token):
-                finished[i], active[i] = True, False
-            if len(answers[i]) >= max_new_tokens[i]:
-                active[i] = False
+            else:
+                answers[i].append(token)
+                if on_token is not None and on_token(i, token):
+                    finished[i], active[i] = True, False
+                if len(answers[i]) >= max_new_tokens[i]:
+                    active[i] = False
+            if on_end is not None and not active[i]:
+                on_end(i)
         if not active.any():
             break
         x = session.stages.embed(np.where(active, tokens, 0)[:, None].astype(np.int32), None, None)
-        left = [max_new_tokens[i] - len(answers[i]) for i in np.flatnonzero(active[:count]).tolist()]
+        left = [max_new_tokens[i] - len(answers[i]) for i in np.flatnonzero(active).tolist()]
         horizon = forecaster.decode(x, active, ends=max(left) <= 1)
         hidden = session.decode(sequences, x, active, horizon)
         logits = session.last_logits(hidden, active.astype(np.int32))

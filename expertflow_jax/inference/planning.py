@@ -5,7 +5,7 @@ Axes: B sequences.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from expertflow_jax.checkpoints.families import family_of
 from expertflow_jax.checkpoints.files import read_json
 from expertflow_jax.checkpoints.load import read_config
 from expertflow_jax.errors import InputError
+from expertflow_jax.inference.arguments import real_number, whole_number
 from expertflow_jax.inference.loading import LoadedModel, check_dtype, host_plan
 from expertflow_jax.inference.memory import RequestSize, plan_request
 from expertflow_jax.models.causal_lm import ModelConfig
@@ -25,6 +26,7 @@ from expertflow_jax.models.experts import BufferLayout
 from expertflow_jax.models.quantized import layout_for
 from expertflow_jax.offload.budget import HostPlan, MemoryPlan
 from expertflow_jax.predictor import Predictor
+from expertflow_jax.processing.batching import Prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,14 +102,21 @@ def plan_service(
     """The largest request, and how memory is divided for it. Arguments as `OffloadedModel.from_pretrained`.
 
     Raises:
-      InputError: the budget is below the minimum, or the predictor is of a model of another shape.
+      InputError: the budget is below the minimum, the predictor is of a model of another shape, or a number is none
+        that can be meant.
     """
+    if max_batch_size is not None:
+        max_batch_size = whole_number("max_batch_size", max_batch_size, 1)
+    max_tokens = whole_number("max_tokens", max_tokens, 1)
+    max_image_tokens = whole_number("max_image_tokens", max_image_tokens)
+    if cache_fraction is not None:
+        cache_fraction = real_number("cache_fraction", cache_fraction, "above 0 and at most 1")
     config, text, vision = sizes.config, sizes.config.text, sizes.config.vision
     if predictor is not None:
-        found = (predictor.config.moe_layers, predictor.config.num_experts)
-        if found != (len(text.moe_layers), text.num_experts):
+        shape = (predictor.config.moe_layers, predictor.config.num_experts)
+        if shape != (len(text.moe_layers), text.num_experts):
             raise InputError(
-                f"predictor: it forecasts {found[0]} layers of {found[1]} experts, the model has "
+                f"predictor: it forecasts {shape[0]} layers of {shape[1]} experts, the model has "
                 f"{len(text.moe_layers)} of {text.num_experts}; train one for this model with train.predictor"
             )
     tokens = min(max_tokens, text.context)
@@ -142,3 +151,25 @@ def _roomiest(planned: Callable[[int], tuple[RequestSize, MemoryPlan]]) -> tuple
             if everything or 2 * plan.slots * plan.expert_bytes >= plan.total_bytes - plan.dense_bytes:
                 return size, plan
     return planned(1)
+
+
+def check_request(config: ModelConfig, size: RequestSize, prompts: Sequence[Prompt], new_tokens: int) -> None:
+    """Checks that the memory plan for `size` holds a batch of prompts and answers of `new_tokens`.
+
+    Raises:
+      InputError: it does not, with the argument of `from_pretrained` that would help.
+    """
+    if len(prompts) > size.sequences:
+        raise InputError(f"{len(prompts)} sequences at once; load with max_batch_size={len(prompts)}")
+    longest = max(len(p.input_ids) for p in prompts) + new_tokens
+    if longest > size.prompt_tokens:
+        context = config.text.context
+        remedy = f"load with max_tokens={longest}" if longest <= context else f"the context is {context}; shorten it"
+        raise InputError(f"prompt and answer take up to {longest} tokens of {size.prompt_tokens}; {remedy}")
+    patches = sum(len(p.pixel_values) for p in prompts if p.pixel_values is not None)
+    vision = config.vision
+    if vision is not None and patches > size.patches:
+        grids = [grid for p in prompts if p.image_grid_thw is not None for grid in p.image_grid_thw]
+        images = sum(map(vision.image_tokens, grids))
+        wanted = -(-images // size.sequences)
+        raise InputError(f"the images take {images} tokens; load with max_image_tokens={wanted} or more")

@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,10 @@ class Processor:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+    def is_byte(self, token: int) -> bool:
+        """Whether a token is "<0x0A>" or the like: tokenizers with byte fallback decode a run of them as one."""
+        return re.fullmatch("<0x[0-9A-F]{2}>", self._tokenizer.id_to_token(token) or "") is not None
 
     def _ids(self, text: str, add_special_tokens: bool) -> np.ndarray:
         try:
