@@ -38,17 +38,18 @@ def token_rows(name: str, values: Any, vocabulary: int) -> list[Int[np.ndarray, 
     Raises:
       InputError: no sequence, an empty one, what is no whole number, or an id outside the vocabulary.
     """
-    rows = [values] if _is_flat(values) else list(values)
+    rows = _rows(name, values)
     if not rows:
         raise InputError(f"{name}: no prompts; give integers [B, T] or lists of them")
     return [_token_row(name, row, vocabulary) for row in rows]
 
 
-def _is_flat(values: Any) -> bool:
-    """Whether these are the tokens of one sequence."""
-    if isinstance(values, list | tuple):
-        return len(values) > 0 and np.ndim(values[0]) == 0
-    return np.ndim(values) < 2
+def _rows(name: str, values: Any) -> list[Any]:
+    """The sequences; lists may be of different lengths, which no array is."""
+    if not isinstance(values, list | tuple):
+        values = as_array(name, values)
+        return list(values) if values.ndim > 1 else [values]
+    return [values] if values and np.ndim(values[0]) == 0 else list(values)
 
 
 def _token_row(name: str, row: Any, vocabulary: int) -> Int[np.ndarray, "T"]:
@@ -85,7 +86,7 @@ def valid_rows(input_ids: Any, attention_mask: Any, vocabulary: int) -> list[Int
     rows = token_rows("input_ids", input_ids, vocabulary)
     if attention_mask is None:
         return rows
-    masks = [attention_mask] if _is_flat(attention_mask) else list(attention_mask)
+    masks = _rows("attention_mask", attention_mask)
     if len(masks) != len(rows):
         raise InputError(f"attention_mask: {len(masks)} rows, input_ids has {len(rows)}")
     return [row[_valid(row, as_array("attention_mask", mask))] for row, mask in zip(rows, masks, strict=True)]

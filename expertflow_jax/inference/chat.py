@@ -12,6 +12,7 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.inference.arrays import as_array, token_rows
 from expertflow_jax.processing import Processor, check_messages
 from expertflow_jax.processing.batching import Prompt
+from expertflow_jax.processing.content import split_pictures
 
 Message = Mapping[str, Any]
 
@@ -56,7 +57,8 @@ def _entries(prompts: Any) -> list[Any]:
         return [prompts]
     if isinstance(prompts, bytes) or not (hasattr(prompts, "__iter__") or hasattr(prompts, "__array__")):
         raise InputError(f"generate: {type(prompts).__name__} is no prompt; give {FORMS}")
-    entries = list(prompts) if isinstance(prompts, Sequence) else list(as_array("generate: prompts", prompts))
+    entries = prompts if isinstance(prompts, Sequence) else np.atleast_1d(as_array("generate: prompts", prompts))
+    entries = list(entries)
     if not entries:
         raise InputError("generate: no prompts")
     return entries
@@ -81,10 +83,19 @@ def _pictures(images: Any) -> list[Any]:
     if images is None:
         return []
     if _is_image(images):
-        return [images]
+        return [_as_pixels(images)]
     if not hasattr(images, "__iter__"):
         raise InputError(f"images: {type(images).__name__} is none; give paths, PIL images or uint8 [height, width, 3]")
-    return list(images)
+    return [_as_pixels(image) if image is None or _is_image(image) else _pictures(image) for image in images]
+
+
+def _as_pixels(image: Any) -> Any:
+    """Arrays of other libraries as NumPy's; everything else as it is."""
+    if isinstance(image, Mapping):
+        raise InputError("images: an object is none; give paths, PIL images or uint8 [height, width, 3]")
+    if isinstance(image, Image.Image) or not hasattr(image, "__array__"):
+        return image
+    return as_array("images", image)
 
 
 def _text_prompts(processor: Processor, texts: Sequence[Any], pictures: list[Any]) -> list[Prompt]:
@@ -107,39 +118,52 @@ def _text_prompts(processor: Processor, texts: Sequence[Any], pictures: list[Any
 
 
 def _chat_prompts(processor: Processor, conversations: list[Any], pictures: list[Any]) -> list[Prompt]:
+    turns, sources = [], []
     for place, messages in enumerate(conversations):
-        check_messages(messages, "messages" if len(conversations) == 1 else f"messages of conversation {place}")
-    places = [_image_places(messages) for messages in conversations]
-    several = [isinstance(picture, list | tuple) for picture in pictures]
-    if any(several) and len(pictures) == len(conversations):
-        by_conversation = [_pictures(picture) for picture in pictures]
+        where = "messages" if len(conversations) == 1 else f"conversation {place}"
+        check_messages(messages, where)
+        turn, inside = split_pictures(messages, where)
+        turns.append(turn)
+        sources.append(inside)
+    wanted = [sum(source is None for source in inside) for inside in sources]
+    beside = _share_out(pictures, wanted)
+    prompts = []
+    for messages, inside, images in zip(turns, sources, beside, strict=True):
+        rest = iter(images)
+        prompts.append(_chat(processor, messages, [next(rest) if source is None else source for source in inside]))
+    return prompts
+
+
+def _share_out(pictures: list[Any], wanted: Sequence[int]) -> list[list[Any]]:
+    """The images that are given beside conversations, for each as many as it wants."""
+    nested = any(isinstance(picture, list | tuple) for picture in pictures)
+    if nested and len(pictures) == len(wanted):
+        shares = [_pictures(picture) for picture in pictures]
     else:
-        rest = iter(itertools.chain.from_iterable(map(_pictures, pictures)) if any(several) else pictures)
-        by_conversation = [list(itertools.islice(rest, count)) for count in places]
+        flat = [image for picture in pictures for image in _pictures(picture)] if nested else pictures
+        rest = iter(flat)
+        shares = [list(itertools.islice(rest, count)) for count in wanted]
         if left := len(list(rest)):
-            raise InputError(f"generate: {left} images more than the conversations have places for")
-    for place, (count, images) in enumerate(zip(places, by_conversation, strict=True)):
-        if count != len(images):
             raise InputError(
-                f"generate: conversation {place} has {count} image placeholders (items of type image), {len(images)} "
-                "images were given for them; give images=[...] with one each, in order"
+                f"generate: {left} images more than the conversations have places for; write an item "
+                '{"type": "image"} where each belongs'
             )
-    return [_chat(processor, list(m), images) for m, images in zip(conversations, by_conversation, strict=True)]
+    for place, (count, share) in enumerate(zip(wanted, shares, strict=True)):
+        if count != len(share):
+            raise InputError(
+                f"generate: conversation {place} has {count} image placeholders (items of type image that hold none), "
+                f"{len(share)} images were given for them; give images=[...] with one each, in order"
+            )
+    return shares
 
 
-def _image_places(messages: Sequence[Message]) -> int:
-    contents = [m["content"] for m in messages if isinstance(m.get("content"), list | tuple)]
-    return sum(item.get("type") == "image" for content in contents for item in content)
-
-
-def _chat(processor: Processor, messages: list[Message], images: list[Any]) -> Prompt:
+def _chat(processor: Processor, messages: Sequence[Message], images: list[Any]) -> Prompt:
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     # A template writes the special tokens itself.
     return _prompt(processor, text, images, add_special_tokens=False)
 
 
 def _prompt(processor: Processor, text: str, images: list[Any], add_special_tokens: bool) -> Prompt:
-    _check_text(text, "a message")
     inputs = processor.encode(text, images, add_special_tokens=add_special_tokens)
     if not len(inputs.input_ids):
         raise InputError("a prompt is empty; write at least one token's worth of text")

@@ -80,7 +80,7 @@ def read_stops(model: LoadedModel, stop: Any) -> list[str]:
     Raises:
       InputError: one is empty or no text, or the checkpoint has no tokenizer.
     """
-    texts = [stop] if isinstance(stop, str) else list(stop or ())
+    texts = [stop] if isinstance(stop, str) or not hasattr(stop or (), "__iter__") else list(stop or ())
     if texts and (model.processor is None or not all(isinstance(text, str) and text for text in texts)):
         raise InputError("stop: want texts that are not empty, and a checkpoint with tokenizer.json")
     return texts
@@ -95,7 +95,7 @@ def _from_mapping(values: Mapping[str, Any], arrays: ProcessorArrays) -> Process
 
 
 def _holds_text(prompts: Any) -> bool:
-    first = prompts if isinstance(prompts, str | Mapping) or not len(prompts) else prompts[0]
+    first = prompts[0] if isinstance(prompts, list | tuple) and prompts else prompts
     return isinstance(first, str | Mapping)
 
 
