@@ -19,7 +19,7 @@ from expertflow_jax.studies.accuracy.claims import (
 from expertflow_jax.studies.accuracy.performance import SUBJECT, hit_rates, schedulers, speed, speed_ups, verdict
 from expertflow_jax.studies.accuracy.statistics import NoiseFloor, noise_floor
 from expertflow_jax.studies.accuracy.tables import MISSING, ordered, percent, points
-from expertflow_jax.studies.accuracy.wording import LISTED, clock_note, count, name, names, span
+from expertflow_jax.studies.accuracy.wording import LISTED, clock_note, count, margin, name, names, span
 
 __all__ = ["answer", "changes_accuracy", "findings"]
 
@@ -73,8 +73,7 @@ def _lossy_clauses(lossy: "LossyCells") -> str:
         clauses.append("for **none** a change in accuracy is shown")
     if lossy.equivalent:
         clauses.append(
-            f"for **{len(lossy.equivalent)}** a change of {_margins(lossy.verdicts)} or more is ruled out"
-            f"{_proofs(lossy)}"
+            f"for **{len(lossy.equivalent)}** a change of {lossy.margin} or more is ruled out{_proofs(lossy)}"
         )
     else:
         clauses.append("for none is its absence shown")
@@ -164,6 +163,11 @@ class LossyCells:
         """Those of the lossy cells among `rows`; losers and gainers with the largest change first."""
         return LossyCells.sorted(verdicts(rows))
 
+    @property
+    def margin(self) -> str:
+        """Of equivalence, in words."""
+        return margin(v.row.equivalence_margin for v in self.verdicts)
+
     @staticmethod
     def sorted(group: list[Verdict]) -> "LossyCells":
         """The same of some of the verdicts."""
@@ -194,7 +198,7 @@ def _claims(lossy: LossyCells) -> list[str]:
         f"**{differing} of {number}** lossy cells differ in accuracy from the all-resident run: {len(lossy.losers)} "
         f"lose, {len(lossy.gainers)} gain (signs of whole clusters flipped, Holm-adjusted p below {ALPHA} over "
         f"{count(number, 'cell')}, interval without 0 on the same side, beyond the noise floor).",
-        f"In **{len(lossy.equivalent)} of {number}** a difference of {_margins(lossy.verdicts)} or more is ruled out"
+        f"In **{len(lossy.equivalent)} of {number}** a difference of {lossy.margin} or more is ruled out"
         f"{_proofs(lossy)}: only there is no impact a finding (two one-sided tests: the 90% interval lies within the "
         f"margin; Holm-adjusted p below {ALPHA}).",
     ]
@@ -258,11 +262,6 @@ def _sizes(group: Sequence[Verdict]) -> str:
     return span((100 * v.row.accuracy_delta for v in group), "{:+.1f}")
 
 
-def _margins(group: Sequence[Verdict]) -> str:
-    margin = span((100 * v.row.equivalence_margin for v in group), "{:.3g}")
-    return f"{margin} point" if margin == "1" else f"{margin} points"
-
-
 def _proofs(lossy: LossyCells) -> str:
     proofs = sum(v.proved for v in lossy.equivalent)
     return f" ({proofs} by proof: every logit is the same, bit for bit)" if proofs else ""
@@ -310,7 +309,7 @@ def _resolution(task: Resolution) -> str:
     )
     if task.units < task.units_for_margin:
         sentence += (
-            f" To rule out a change of {100 * task.margin:.3g} points without such a proof takes at least "
+            f" To rule out a change of {margin([task.margin])} without such a proof takes at least "
             f"{task.units_for_margin} units, even if no score changes."
         )
     return sentence

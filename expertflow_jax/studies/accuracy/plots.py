@@ -18,6 +18,7 @@ from expertflow_jax.files import make_folder, whole_file
 from expertflow_jax.harness.rows import CellRow
 from expertflow_jax.studies.accuracy.statistics import noise_floor
 from expertflow_jax.studies.accuracy.tables import Comparisons, in_order, ordered
+from expertflow_jax.studies.accuracy.wording import margin
 
 _MIB = 1 << 20
 # Okabe and Ito's colours, which colour-blind readers tell apart
@@ -83,8 +84,13 @@ def draw_plots(rows: Sequence[CellRow], folder: Path) -> list[tuple[Path, str]]:
                 # no version in the file: the same rows give the same bytes
                 with whole_file(path) as file:
                     figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
-                pictures.append((path, f"{task}: {caption}{_simulated(cells)}"))
+                pictures.append((path, f"{task}: {caption}{_averaged(cells)}{_simulated(cells)}"))
     return pictures
+
+
+def _averaged(rows: Sequence[CellRow]) -> str:
+    seeds = len({row.seed for row in rows})
+    return f" Means over {seeds} seeds, of intervals too." if seeds > 1 else ""
 
 
 def _simulated(rows: Sequence[CellRow]) -> str:
@@ -254,10 +260,12 @@ def _trade(rows: Sequence[CellRow]) -> Figure | None:
     figure = Figure(figsize=(4.6 * len(losses) + 1.4, 4.9), layout="constrained")
     axes = figure.subplots(1, len(losses), sharey=True, sharex=True, squeeze=False)[0]
     floor = noise_floor(rows)[rows[0].task]
-    band = 100 * floor.accuracy
+    band, margins = 100 * floor.accuracy, sorted({row.equivalence_margin for row in drawn})
     for ax, name in zip(axes, losses, strict=True):
         ax.axhspan(-band, band, color="#000000", alpha=0.12, lw=0)
         ax.axhline(0, color="black", lw=0.8)
+        for side in (-100 * margins[-1], 100 * margins[-1]):
+            ax.axhline(side, color="black", lw=0.7, ls="--")
         ax.axvline(1, color="black", lw=0.8, ls=":")
         for policy, (colour, marker) in looks.items():
             for point in _points(r for r in drawn if r.policy == policy and r.losses == name):
@@ -271,6 +279,7 @@ def _trade(rows: Sequence[CellRow]) -> Figure | None:
     handles = [_handle(name, *look, "") for name, look in looks.items()]
     handles += [Line2D([], [], color="#555555", marker="o", ls="", label="fifo")]
     handles += [Line2D([], [], color="#555555", marker="o", ls="", mfc="white", label="other scheduler")]
+    handles.append(Line2D([], [], color="black", lw=0.7, ls="--", label=f"margin: {margin(margins)}"))
     if floor.cells:
         handles.append(Line2D([], [], color="#000000", alpha=0.2, lw=6, label=f"noise floor: {band:.1f} points"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
@@ -288,6 +297,7 @@ _PLOTS: tuple[tuple[str, Callable[[Sequence[CellRow]], Figure | None], str], ...
     (
         "lossy",
         _trade,
-        "what losses cost in accuracy, and buy in speed over waiting with the same policy, scheduler and size.",
+        "what losses cost in accuracy, and buy in speed over waiting with the same policy, scheduler and size. "
+        "Intervals are each cell's own, not adjusted; within the margin a difference counts as no impact.",
     ),
 )

@@ -30,6 +30,12 @@ def span(values: Iterable[float], form: str = "{:.2f}x") -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def margin(shares: Iterable[float]) -> str:
+    """Margins of equivalence: "1 point", "0.5 to 1 points"."""
+    sizes = span((100 * share for share in shares), "{:.3g}")
+    return f"{sizes} point" if sizes == "1" else f"{sizes} points"
+
+
 def clock_note(rows: Sequence[CellRow]) -> str:
     """What a sentence about speed adds if no clock was read."""
     return ", in simulated time" if all(row.clock == "virtual" for row in rows) else ""
