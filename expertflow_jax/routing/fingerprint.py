@@ -1,8 +1,8 @@
 """Names a model by what its routing depends on, so that a predictor refuses to forecast for another one.
 
-The fingerprint hashes the config, every parameter's name and shape, and the contents of the tensors that
-decide routing most directly (input embeddings and routers). Contents are rounded to bfloat16 first: a
-checkpoint loaded as bfloat16 and as float32 is the same model.
+The fingerprint hashes the config, every parameter's name and shape, and the contents of the tensors that decide
+routing most directly (input embeddings and routers). Contents are rounded to bfloat16 first: a checkpoint loaded as
+bfloat16 and as float32 is the same model.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ def model_fingerprint(
     """
     digest = hashlib.sha256()
     ignored = {"torch_dtype", "dtype", "transformers_version", "_name_or_path", "architectures"}
-    kept = {key: value for key, value in config.items() if key not in ignored}
-    digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+    decisive = {key: value for key, value in config.items() if key not in ignored}
+    digest.update(json.dumps(decisive, sort_keys=True, default=str).encode())
     for name in sorted(shapes):
         digest.update(f"{name}:{','.join(str(int(n)) for n in shapes[name])};".encode())
     for name in sorted(tensors):

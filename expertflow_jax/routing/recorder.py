@@ -1,13 +1,14 @@
 """Collects one batch's routing while it runs: the prefill first, then one token per sequence and step.
 
-Prompts of a batch differ in length, so the token that a sequence decodes at step i belongs at its own
-position `lengths[b] + i`; the recorder keeps tokens without gaps, as the routing path predictor sees them.
+Prompts of a batch differ in length, so the token that a sequence decodes at step i belongs at its own position
+`lengths[b] + i`; the recorder keeps tokens without gaps, as the routing path predictor sees them.
 Axes: B batch, T tokens, L MoE layers, E experts, K top-k, M ranked experts, D model width.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from expertflow_jax.errors import InputError
@@ -64,8 +65,10 @@ class SequenceRecorder:
             arrays["speculative"] = np.array(speculative, np.int32)
         self._steps.append((arrays, active))
 
-    def finish(self, ids: Sequence[str] = (), groups: Sequence[str] = ()) -> tuple[np.ndarray, RoutingTrace]:
-        """Input embeddings [B, T', D] (zero where padded) and the trace, T' the longest sequence.
+    def finish(
+        self, ids: Sequence[str] = (), groups: Sequence[str] = ()
+    ) -> tuple[Float[np.ndarray, "B T D"], RoutingTrace]:
+        """Input embeddings (zero where padded) and the trace; T is here the longest sequence, decoded tokens included.
 
         Raises InputError if nothing was recorded or arrays of different steps do not fit together.
         """
@@ -79,15 +82,15 @@ class SequenceRecorder:
         fills = {"embeddings": 0, "experts": -1, "weights": 0, "speculative": -1}
         joined = {}
         for name in names:
-            first = self._steps[0][0][name][:, :longest]
-            out = pad_tokens(first, longest, fills[name]).copy()
-            out[np.arange(longest) >= prompt[:, None]] = fills[name]
+            prompt_tokens = self._steps[0][0][name][:, :longest]  # [B, T, ...]
+            tokens = pad_tokens(prompt_tokens, longest, fills[name]).copy()
+            tokens[np.arange(longest) >= prompt[:, None]] = fills[name]
             position = prompt.copy()
             for arrays, active in self._steps[1:]:
                 rows = np.flatnonzero(active)
-                out[rows, position[rows]] = arrays[name][rows, 0]
+                tokens[rows, position[rows]] = arrays[name][rows, 0]
                 position[rows] += 1
-            joined[name] = out
+            joined[name] = tokens
         embeddings = joined.pop("embeddings")
         trace = RoutingTrace(
             num_experts=self._num_experts,

@@ -1,10 +1,9 @@
 """Routing traces: which experts every token of a set of sequences chose at every MoE layer.
 
-A token's *routing path* is int32 [L, K]; a trace holds the paths of N sequences, right-padded with -1.
-Whatever has no expert is -1: padding, a token that a capacity limit dropped, or a layer that never sees
-the token (an encoder token at a decoder layer). Everything about routing is computed from traces:
-statistics, the predictor's training data (ExpertFlow, 2410.17954: pairs of tokens and routing
-paths), replay against a virtual clock.
+A token's *routing path* is int32 [L, K]; a trace holds the paths of N sequences, right-padded with -1. Whatever has no
+expert is -1: padding, a token that a capacity limit dropped, or a layer that never sees the token (an encoder token at
+a decoder layer). Everything about routing is computed from traces: statistics, the predictor's training data
+(ExpertFlow, 2410.17954: pairs of tokens and routing paths), replay against a virtual clock.
 Axes: N sequences, T tokens, L MoE layers, E experts, K top-k, M ranked experts of a forecast.
 """
 
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int32, Shaped
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.files import make_folder, whole_file
@@ -30,15 +30,14 @@ class RoutingTrace:
     """Routing paths of N sequences.
 
     Attributes:
-      experts: int32 [N, T, L, K], the chosen experts in router order; -1 where there is none.
+      experts: the chosen experts in router order; -1 where there is none.
       num_experts: E, experts per layer.
-      lengths: int32 [N], tokens of each sequence that were run (prompt and decoded); default: up to the last
-        token that has an expert.
-      prompt_lengths: int32 [N], tokens of the prompt (run in the prefill); default: `lengths`, no decoding.
-      weights: float32 [N, T, L, K] or None, the router's probability of each chosen expert.
-      speculative: int32 [N, T, L, M] or None, experts of layer l ranked by applying router l to the hidden
-        state of the MoE layer before it (2312.17238, speculative loading); -1 at the first layer, which
-        has no layer before.
+      lengths: tokens of each sequence that were run (prompt and decoded); default: up to the last token that has an
+        expert.
+      prompt_lengths: tokens of the prompt (run in the prefill); default: `lengths`, no decoding.
+      weights: the router's probability of each chosen expert.
+      speculative: experts of layer l ranked by applying router l to the hidden state of the MoE layer before it
+        (2312.17238, speculative loading); -1 at the first layer, which has no layer before.
       ids: N names of the sequences; default "0", "1", ...
       groups: N labels (question type, task category); default "".
       model_fingerprint: see `routing.fingerprint`; "" if unknown.
@@ -47,12 +46,12 @@ class RoutingTrace:
       InputError: shapes disagree, an expert lies outside [-1, E), or lengths are impossible.
     """
 
-    experts: np.ndarray
+    experts: Int32[np.ndarray, "N T L K"]
     num_experts: int
-    lengths: np.ndarray = None  # type: ignore[assignment]
-    prompt_lengths: np.ndarray = None  # type: ignore[assignment]
-    weights: np.ndarray | None = None
-    speculative: np.ndarray | None = None
+    lengths: Int32[np.ndarray, " N"] = None  # type: ignore[assignment]
+    prompt_lengths: Int32[np.ndarray, " N"] = None  # type: ignore[assignment]
+    weights: Float32[np.ndarray, "N T L K"] | None = None
+    speculative: Int32[np.ndarray, "N T L M"] | None = None
     ids: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     model_fingerprint: str = ""
@@ -87,9 +86,9 @@ class RoutingTrace:
         n, t, layers, _ = self.experts.shape
         for name, shape in (("lengths", (n,)), ("prompt_lengths", (n,)), ("ids", (n,)), ("groups", (n,))):
             value = getattr(self, name)
-            found = value.shape if isinstance(value, np.ndarray) else (len(value),)
-            if found != shape:
-                raise InputError(f"trace: {name} has shape {found}, expected {shape}")
+            actual = value.shape if isinstance(value, np.ndarray) else (len(value),)
+            if actual != shape:
+                raise InputError(f"trace: {name} has shape {actual}, expected {shape}")
         if self.weights is not None and self.weights.shape != self.experts.shape:
             raise InputError(f"trace: weights {self.weights.shape} do not match experts {self.experts.shape}")
         if self.speculative is not None and (
@@ -126,9 +125,8 @@ class RoutingTrace:
     def num_tokens(self) -> int:
         return int(self.lengths.sum())
 
-    def token_mask(self, phase: str = "all") -> np.ndarray:
-        """bool [N, T]: the tokens of a phase, "all", "prompt" (run in the prefill) or "decode" (one per
-        step)."""
+    def token_mask(self, phase: str = "all") -> Bool[np.ndarray, "N T"]:
+        """The tokens of a phase: "all", "prompt" (run in the prefill) or "decode" (one per step)."""
         if phase not in PHASES:
             raise InputError(f"phase {phase!r}: choose one of {', '.join(PHASES)}")
         position = np.arange(self.experts.shape[1])
@@ -153,8 +151,8 @@ class RoutingTrace:
     def concatenate(cls, traces: Sequence["RoutingTrace"]) -> "RoutingTrace":
         """Joins traces of the same model along N, padding T to the longest.
 
-        `weights` and `speculative` are kept if every part has them. Raises InputError if L, K, E or the
-        fingerprints differ, or if there is nothing to join.
+        `weights` and `speculative` are there if every part has them. Raises InputError if L, K, E or the fingerprints
+        differ, or if there is nothing to join.
         """
         if not traces:
             raise InputError("trace: nothing to concatenate")
@@ -186,8 +184,7 @@ class RoutingTrace:
         )
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """The trace as plain arrays (no pickled objects), experts in the narrowest integer type that holds
-        them."""
+        """The trace as plain arrays (no pickled objects), experts in the narrowest integer type that holds them."""
         narrow = np.min_scalar_type(-max(self.num_experts, 1))
         arrays = {
             "format": np.array(FORMAT),
@@ -207,8 +204,7 @@ class RoutingTrace:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], source: str = "arrays") -> "RoutingTrace":
-        """Inverse of `to_arrays`; raises InputError, naming `source`, when entries are missing or do not
-        fit."""
+        """Inverse of `to_arrays`; raises InputError, naming `source`, when entries are missing or do not fit."""
         missing = {"format", "experts", "num_experts", "lengths", "prompt_lengths"} - set(arrays)
         if missing:
             raise InputError(f"{source}: not a routing trace, {', '.join(sorted(missing))} missing; record it again")
@@ -239,15 +235,16 @@ class RoutingTrace:
         return cls.from_arrays(read_npz(path), str(path))
 
 
-def pad_tokens(array: np.ndarray, length: int, fill: float) -> np.ndarray:
+def pad_tokens(
+    array: Shaped[np.ndarray, "N T *rest"], length: int, fill: float
+) -> Shaped[np.ndarray, "N length *rest"]:
     """[N, T, ...] -> [N, length, ...], filled up on the right."""
     widths = [(0, 0), (0, length - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
     return np.pad(array, widths, constant_values=fill)
 
 
 def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> None:
-    """Writes arrays to an .npz file whole or not at all; raises InputError where it cannot be
-    written."""
+    """Writes arrays to an .npz file whole or not at all; raises InputError where it cannot be written."""
     make_folder(Path(path).parent)
     with whole_file(path) as file:
         save = np.savez_compressed if compressed else np.savez

@@ -1,9 +1,8 @@
 """Trace sets on disk: the predictor's training data, a folder of .npz shards with a manifest.
 
-A shard holds the input embeddings of its sequences (token embeddings with image embeddings merged in,
-which is what the routing path predictor reads; DESIGN section 8) beside their `RoutingTrace`. The manifest
-is written last, so an interrupted recording is recognised as unfinished. Axes: N sequences, T tokens, D
-model width.
+A shard holds the input embeddings of its sequences (token embeddings with image embeddings merged in, which is what the
+routing path predictor reads; DESIGN section 8) beside their `RoutingTrace`. The manifest is written last, so an
+interrupted recording is recognised as unfinished. Axes: N sequences, B batch, T tokens, D model width.
 """
 
 import dataclasses
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.files import make_folder, write_json
@@ -29,13 +29,13 @@ class TraceSet:
     """A trace set in memory.
 
     Attributes:
-      embeddings: float16 or float32 [N, T, D], input embeddings; zero where padded.
+      embeddings: input embeddings, float16 or float32; zero where padded.
       trace: the routing of the same sequences and tokens.
       checksum: hex digest over the shards, for provenance; "" if it was never on disk.
       source: what the recorder wrote about where the sequences come from.
     """
 
-    embeddings: np.ndarray
+    embeddings: Float[np.ndarray, "N T D"]
     trace: RoutingTrace
     checksum: str = ""
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -60,8 +60,7 @@ class TraceSet:
 
     @classmethod
     def load(cls, path: str | Path) -> "TraceSet":
-        """Reads a whole trace set; raises InputError if it is missing, unfinished, corrupt or
-        inconsistent."""
+        """Reads a whole trace set; raises InputError if it is missing, unfinished, corrupt or inconsistent."""
         folder = Path(path)
         manifest = read_manifest(folder)
         digest = hashlib.sha256()
@@ -103,9 +102,9 @@ class TraceSetWriter:
         for old in [self._folder / MANIFEST, *self._folder.glob("shard-*.npz")]:
             old.unlink(missing_ok=True)
 
-    def add(self, embeddings: np.ndarray, trace: RoutingTrace) -> None:
-        """One batch: embeddings [B, T, D] and its trace. Raises InputError on values that are not finite."""
-        values = np.asarray(embeddings)
+    def add(self, embeddings: Float[np.ndarray, "B T D"], trace: RoutingTrace) -> None:
+        """One batch: embeddings and their trace. Raises InputError on values that are not finite."""
+        values = np.asarray(embeddings)  # [B, T, D]
         values = values.astype(np.float32) if values.dtype != np.float16 else values
         used = trace.token_mask()
         if values.ndim != 3 or values.shape[:2] != used.shape:

@@ -1,12 +1,12 @@
 """The token scheduler's one interface, and what every scheduler obeys: balanced batches and bounded waiting.
 
-A window of W sequences waits. A scheduler splits it into ceil(W / batch size) batches whose sizes differ by
-at most one, in the order in which they run. Waiting is measured against order of arrival: a sequence that
-`fifo` would run in batch j runs in batch j + `max_wait` at the latest, so nobody starves however awkward its
-route is. That holds for any grouping inside a run of `max_wait` + 1 successive `fifo` batches, so a longer
-window is planned run by run. So is one of more sequences than the scheduler's `longest`, since what planning takes per
-sequence grows with those planned together (docs/engine.md).
-Axes: W waiting sequences, L MoE layers, E experts.
+A window of W sequences waits. A scheduler splits it into ceil(W / batch size) batches whose sizes differ by at most
+one, in the order in which they run. Waiting is measured against order of arrival: a sequence that `fifo` would run in
+batch j runs in batch j + `max_wait` at the latest, so nobody starves however awkward its route is. That holds for any
+grouping inside a run of `max_wait` + 1 successive `fifo` batches, so a longer window is planned run by run. So is one
+of more sequences than the scheduler's `longest`, since what planning takes per sequence grows with those planned
+together (docs/engine.md).
+Axes: W waiting sequences, L MoE layers, E experts, B sequences of a batch.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float32, Int, Int32
 from threadpoolctl import ThreadpoolController
 
 from expertflow_jax.errors import InputError
@@ -41,13 +42,15 @@ class Scheduler:
         self.seed = _whole("seed", seed, 0)
         self.max_wait = None if max_wait is None else _whole("max_wait", max_wait, 0)
 
-    def plan(self, signatures: np.ndarray, arrival: Sequence[float] | None = None) -> list[np.ndarray]:
-        """Batches of indices into the window, int32, in the order in which they run.
+    def plan(
+        self, signatures: Float32[np.ndarray, "W L E"], arrival: Sequence[float] | None = None
+    ) -> list[Int32[np.ndarray, " B"]]:
+        """Batches of indices into the window, in the order in which they run.
 
         The same arguments give the same plan: a scheduler keeps no state between windows.
 
         Args:
-          signatures: float32 [W, L, E], probability that a sequence uses an expert.
+          signatures: probability that a sequence uses an expert; other numbers are turned into float32.
           arrival: [W] numbers that order the sequences by arrival (ties by index); by default their order in
             the window. Random draws also depend on it, so windows that arrive later draw differently.
 
@@ -67,23 +70,25 @@ class Scheduler:
             run = min(run, max(2, self.longest // self.batch_size))
         rng = np.random.default_rng([self.seed, zlib.crc32(np.ascontiguousarray(keys, np.float64).tobytes())])
         plan: list[np.ndarray] = []
-        done = 0
+        planned = 0
         for first in range(0, len(sizes), run):
             part = sizes[first : first + run]
-            waiting = order[done : done + int(part.sum())]
-            done += len(waiting)
+            waiting = order[planned : planned + int(part.sum())]
+            planned += len(waiting)
             # Sums must not depend on how many threads share them: the same forecast, the same batches.
             with _thread_pools().limit(limits=1) if self.uses_forecast else contextlib.nullcontext():
                 batches = self._form(signatures[waiting], part, rng) if len(part) > 1 else [np.arange(len(waiting))]
             plan += [waiting[batch].astype(np.int32) for batch in batches]
         return plan
 
-    def _form(self, signatures: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    def _form(
+        self, signatures: Float32[np.ndarray, "W L E"], sizes: Int[np.ndarray, " batches"], rng: np.random.Generator
+    ) -> list[Int[np.ndarray, " B"]]:
         """Batches of arrival ranks, in the order in which they run; any grouping keeps the bound on waiting.
 
         Args:
-          signatures: float32 [W, L, E] in order of arrival.
-          sizes: int [batches], sequences of each batch, never decreasing.
+          signatures: in order of arrival.
+          sizes: sequences of each batch, never decreasing.
           rng: seeded for this window.
         """
         raise TypeError(f"{type(self).__name__} does not say how it forms batches")
@@ -95,14 +100,14 @@ def _thread_pools() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def batch_sizes(count: int, batch_size: int) -> np.ndarray:
-    """int64 [ceil(count / batch_size)]: sizes that differ by at most one, the smaller first."""
+def batch_sizes(count: int, batch_size: int) -> Int[np.ndarray, " batches"]:
+    """ceil(count / batch_size) sizes that differ by at most one, the smaller first."""
     batches = -(-count // batch_size)
     small, larger = divmod(count, batches)
     return np.full(batches, small) + (np.arange(batches) >= batches - larger)
 
 
-def oldest_first(batches: list[np.ndarray]) -> list[np.ndarray]:
+def oldest_first(batches: list[Int[np.ndarray, " B"]]) -> list[Int[np.ndarray, " B"]]:
     """The batches, smaller ones first and then by their oldest member, each in order of arrival."""
     return sorted((np.sort(batch) for batch in batches), key=lambda batch: (len(batch), batch[0]))
 
@@ -113,7 +118,7 @@ def _whole(name: str, value: int, least: int) -> int:
     return int(value)
 
 
-def _checked_signatures(signatures: np.ndarray) -> np.ndarray:
+def _checked_signatures(signatures: np.ndarray) -> Float32[np.ndarray, "W L E"]:
     array = np.asarray(signatures)
     if array.ndim != 3 or not np.issubdtype(array.dtype, np.number):
         raise InputError(f"signatures: want numbers of shape [window, layers, experts], got {array.shape}")
