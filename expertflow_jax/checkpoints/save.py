@@ -41,7 +41,7 @@ def save_hf(directory: str | Path, config: ModelConfig, module: CausalLM, dtype:
     tensors |= {name: tensors[source] for name, source in table.copies(config).items()}
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     values = config.to_hf() | {"dtype": str(dtype)}
-    (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+    (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     _write(directory, tensors)
 
 
@@ -64,4 +64,4 @@ def _write(directory: Path, tensors: dict[str, np.ndarray]) -> None:
         where |= dict.fromkeys(shard, file)
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": where}
-    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

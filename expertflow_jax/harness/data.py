@@ -44,7 +44,8 @@ def open_task(config: ml_collections.ConfigDict, name: str, workdir: Path) -> Ta
     if not config.data_dir:
         sizes = config.digit_scenes
         write_benchmark(data_dir, train=sizes.train, val=sizes.val, seed=sizes.seed)
-    return make_task(name, data_dir, config.split, image_first=config.image_first)
+    prepared_dir = workdir / "tfds"
+    return make_task(name, data_dir, config.split, image_first=config.image_first, prepared_dir=prepared_dir)
 
 
 def prepare(model: LoadedModel, task: Task, limit: int, text_tokens: int) -> TaskData:

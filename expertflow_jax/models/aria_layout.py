@@ -7,17 +7,33 @@ patches of one image (padded), M image tokens.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.models.vision_layout import bucket
 
-if TYPE_CHECKING:
-    from expertflow_jax.models.aria_config import AriaVision
-
 LANES = 8  # torch fills ranges of float32 on a CPU by two vectors of so many at a time
+
+
+class PatchSizes(Protocol):
+    """What the layout asks of `aria_config.AriaVision`."""
+
+    @property
+    def side(self) -> int:
+        """Learned positions to a side."""
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers per patch, the last says whether it is padding."""
+
+    @property
+    def learned_queries(self) -> int:
+        """Image tokens at most."""
+
+    def image_tokens(self, grid: np.ndarray) -> int:
+        """Tokens of an image of `grid` patches."""
 
 
 def pack(
@@ -75,7 +91,7 @@ def check_tokens(found: np.ndarray, needs: Sequence[int]) -> None:
 
 
 def vision_inputs(
-    config: "AriaVision", pixel_values: np.ndarray, grid_thw: np.ndarray
+    config: PatchSizes, pixel_values: np.ndarray, grid_thw: np.ndarray
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Lays packed patches out by image without the padding, then pads to bucketed sizes.
 

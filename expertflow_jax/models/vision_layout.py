@@ -3,14 +3,27 @@
 Axes: P packed patches, G frames, Q patches per frame (padded), N image tokens.
 """
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from expertflow_jax.errors import InputError
 
-if TYPE_CHECKING:
-    from expertflow_jax.models.qwen3_vl_config import VisionConfig
+
+class PatchSizes(Protocol):
+    """What the layout asks of `qwen3_vl_config.VisionConfig`."""
+
+    @property
+    def spatial_merge_size(self) -> int:
+        """Patches to a side of an image token."""
+
+    @property
+    def num_position_embeddings(self) -> int:
+        """Learned positions, a square."""
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers per patch."""
 
 
 def bucket(count: int, multiple: int) -> int:
@@ -29,7 +42,7 @@ def _axis_taps(index: np.ndarray, size: int, side: int) -> tuple[np.ndarray, np.
     return np.clip(taps, 0, side - 1), weights.astype(np.float32)
 
 
-def _frame_positions(config: "VisionConfig", high: int, wide: int) -> dict[str, np.ndarray]:
+def _frame_positions(config: PatchSizes, high: int, wide: int) -> dict[str, np.ndarray]:
     """Positions of one frame of `high` x `wide` patches in merge-block order, leading axis of patches."""
     merge, side = config.spatial_merge_size, round(config.num_position_embeddings**0.5)
     order = np.arange(high * wide).reshape(high // merge, merge, wide // merge, merge)
@@ -44,7 +57,7 @@ def _frame_positions(config: "VisionConfig", high: int, wide: int) -> dict[str, 
     }
 
 
-def same_size_positions(config: "VisionConfig", high: int, wide: int) -> dict[str, np.ndarray | None]:
+def same_size_positions(config: PatchSizes, high: int, wide: int) -> dict[str, np.ndarray | None]:
     """Positions shared by any number of images of `high` x `wide` patches each; nothing is padded.
 
     With them `pixel_values` is [images, high * wide, patch_dim], and image tokens come out in that order.
@@ -53,7 +66,7 @@ def same_size_positions(config: "VisionConfig", high: int, wide: int) -> dict[st
 
 
 def vision_inputs(
-    config: "VisionConfig", pixel_values: np.ndarray, grid_thw: np.ndarray
+    config: PatchSizes, pixel_values: np.ndarray, grid_thw: np.ndarray
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Lays packed patches out by frame, padded to bucketed sizes.
 

@@ -21,6 +21,7 @@ def benchmark_examples(
     skip: Mapping[str, int] | None = None,
     image_first: bool = False,
     seed: int = 0,
+    prepared_dir: Path | None = None,
     prepare: Callable[[Task, list[Example]], list[Example]] | None = None,
 ) -> list[Example]:
     """Random examples of a split, one task after another; of a question with rotated options, one rotation.
@@ -29,6 +30,7 @@ def benchmark_examples(
       data_dir: see `make_task`.
       counts: task -> how many examples.
       skip: task -> how many of the random order to pass over, so that two sets of one split stay apart.
+      prepared_dir: see `make_task`.
       prepare: makes a task's examples ready before they are drawn (documents are cut into sequences).
 
     Raises:
@@ -39,7 +41,7 @@ def benchmark_examples(
         if not count:
             continue
         rng = np.random.default_rng([seed, len(found)])
-        task = make_task(name, data_dir, split, image_first=image_first)
+        task = make_task(name, data_dir, split, image_first=image_first, prepared_dir=prepared_dir)
         examples = task.examples()
         if prepare is not None:
             examples = prepare(task, examples)

@@ -14,10 +14,10 @@ from expertflow_jax.processing.opening import check_pixels, quiet_open
 def read_json(path: Path, source: str) -> dict[str, Any]:
     """A JSON object; `source` says where the official file comes from."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; get it from {source}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); download it again from {source}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: want a JSON object; download it again from {source}")

@@ -28,7 +28,9 @@ def task_class(task: Any) -> Any:
     return meant
 
 
-def make_task(task: Any, data_dir: str | Path, split: str, *, image_first: bool = False) -> Task:
+def make_task(
+    task: Any, data_dir: str | Path, split: str, *, image_first: bool = False, prepared_dir: Path | None = None
+) -> Task:
     """Opens a task's files under `data_dir`; official ones are prepared once through TFDS.
 
     Args:
@@ -36,6 +38,7 @@ def make_task(task: Any, data_dir: str | Path, split: str, *, image_first: bool 
       data_dir: holds `vqa_v2/`, `mmbench/`, `text/` or `prompts/`; prepared data goes to `tfds/` beside them.
       split: "train" or "val".
       image_first: see `base.user_turn`; for tasks that take it.
+      prepared_dir: for prepared data where `data_dir` cannot be written; for tasks that take it.
 
     Raises:
       InputError: no such task or split, or files that are missing or malformed.
@@ -44,5 +47,5 @@ def make_task(task: Any, data_dir: str | Path, split: str, *, image_first: bool 
     if not isinstance(meant, type):
         return meant
     takes = inspect.signature(meant).parameters
-    options = {"image_first": image_first} if "image_first" in takes else {}
-    return meant(Path(data_dir), split, **options)
+    options = {"image_first": image_first, "prepared_dir": prepared_dir}
+    return meant(Path(data_dir), split, **{key: value for key, value in options.items() if key in takes})

@@ -127,7 +127,7 @@ def record_all(config: ml_collections.ConfigDict, path: Path, workdir: Path) -> 
             record(
                 recorder,
                 processor,
-                _examples(config, data_dir, name, cut),
+                _examples(config, data_dir, workdir / "tfds", name, cut),
                 folders[name],
                 source=source,
                 batch_size=config.record_batch_size,
@@ -136,7 +136,11 @@ def record_all(config: ml_collections.ConfigDict, path: Path, workdir: Path) -> 
 
 
 def _examples(
-    config: ml_collections.ConfigDict, data_dir: Path, name: str, cut: Callable[[Task, list[Example]], list[Example]]
+    config: ml_collections.ConfigDict,
+    data_dir: Path,
+    prepared_dir: Path,
+    name: str,
+    cut: Callable[[Task, list[Example]], list[Example]],
 ) -> Callable[[], Sequence[Example]]:
     options = {"image_first": config.image_first, "seed": config.seed}
     if name == UNUSUAL:
@@ -144,7 +148,9 @@ def _examples(
     split = "train" if name == TRAIN else "val"
     skip = config.sequences.calibration.to_dict() if name == HELD_OUT else {}
     counts = config.sequences[name].to_dict()
-    return lambda: benchmark_examples(data_dir, split, counts, skip=skip, prepare=cut, **options)
+    return lambda: benchmark_examples(
+        data_dir, split, counts, skip=skip, prepare=cut, prepared_dir=prepared_dir, **options
+    )
 
 
 def train_and_export(invocation: cli.Invocation) -> Path:

@@ -7,7 +7,8 @@ from official_files import HEADER, image, rows, write_mmbench
 from expertflow_jax.errors import InputError
 from expertflow_jax.harness.data import TaskData
 from expertflow_jax.studies.accuracy.comparison import units
-from expertflow_jax.tasks.mmbench import extract_choice, prompt_text, read_records
+from expertflow_jax.tasks.mmbench import extract_choice, prompt_text
+from expertflow_jax.tasks.mmbench_files import read_records
 from expertflow_jax.tasks.registry import make_task
 
 

@@ -6,7 +6,7 @@ from official_files import annotations, encoded, image, questions, write_vqa
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.tasks.registry import make_task
-from expertflow_jax.tasks.vqa_v2 import read_records
+from expertflow_jax.tasks.vqa_files import read_records
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.tasks import mmbench
+from expertflow_jax.tasks import mmbench_files
 
 
 class MMBenchBuilder(tfds.core.GeneratorBasedBuilder):
@@ -24,14 +24,14 @@ class MMBenchBuilder(tfds.core.GeneratorBasedBuilder):
     @staticmethod
     def inputs(data_dir: Path, split: str) -> list[Path]:
         """Files that decide what the data is."""
-        return [mmbench.official_file(data_dir, split)]
+        return [mmbench_files.official_file(data_dir, split)]
 
     @staticmethod
     def check(data_dir: Path, split: str) -> None:
         """Raises InputError if the official file is missing."""
-        path = mmbench.official_file(data_dir, split)
+        path = mmbench_files.official_file(data_dir, split)
         if not path.exists():
-            raise InputError(f"{path}: no such file; get it from {mmbench.SOURCE}")
+            raise InputError(f"{path}: no such file; get it from {mmbench_files.SOURCE}")
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()
@@ -57,5 +57,5 @@ class MMBenchBuilder(tfds.core.GeneratorBasedBuilder):
         return {self._official[1]: self._generate_examples()}
 
     def _generate_examples(self) -> Any:
-        for number, record in enumerate(mmbench.read_records(*self._official)):
+        for number, record in enumerate(mmbench_files.read_records(*self._official)):
             yield number, record | {"image": io.BytesIO(record["image"])}

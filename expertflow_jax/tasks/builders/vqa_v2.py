@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.tasks import vqa_v2
+from expertflow_jax.tasks import vqa_files
 
 
 class VqaV2Builder(tfds.core.GeneratorBasedBuilder):
@@ -24,14 +24,14 @@ class VqaV2Builder(tfds.core.GeneratorBasedBuilder):
     @staticmethod
     def inputs(data_dir: Path, split: str) -> list[Path]:
         """Files that decide what the data is."""
-        return list(vqa_v2.official_files(data_dir, split)[:2])
+        return [*vqa_files.official_files(data_dir, split)[:2], *vqa_files.image_paths(data_dir, split)]
 
     @staticmethod
     def check(data_dir: Path, split: str) -> None:
         """Raises InputError if an official file is missing."""
-        for path in vqa_v2.official_files(data_dir, split):
+        for path in vqa_files.official_files(data_dir, split):
             if not path.exists():
-                raise InputError(f"{path}: no such file or folder; get it from {vqa_v2.SOURCE}")
+                raise InputError(f"{path}: no such file or folder; get it from {vqa_files.SOURCE}")
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()
@@ -55,5 +55,5 @@ class VqaV2Builder(tfds.core.GeneratorBasedBuilder):
         return {self._official[1]: self._generate_examples()}
 
     def _generate_examples(self) -> Any:
-        for number, record in enumerate(vqa_v2.read_records(*self._official)):
+        for number, record in enumerate(vqa_files.read_records(*self._official)):
             yield number, record | {"image": io.BytesIO(record["image"])}

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.tasks import mmbench, vqa_v2
+from expertflow_jax.tasks import mmbench_files, vqa_files
 from expertflow_jax.tasks.digit_scenes.items import Item, make_items
 
 VERSION = 1
@@ -66,7 +66,7 @@ def write_benchmark(data_dir: str | Path, *, train: int, val: int, seed: int) ->
             elif found is None and data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
                 raise InputError(f"{data_dir} holds files that are not this benchmark's; name an empty or a new folder")
             manifest = wanted | _write_all(partial, counts, seed)
-            (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
             if data_dir.exists():
                 data_dir.rename(old)
             partial.rename(data_dir)
@@ -94,7 +94,7 @@ def _write_all(folder: Path, questions: Mapping[str, int], seed: int) -> dict[st
 def _alone(data_dir: Path) -> Iterator[tuple[Path, Path]]:
     """Two free paths beside data_dir, of no other process; what a killed one left there is removed."""
     partial, old = (data_dir.with_name(f".{data_dir.name}.{kind}") for kind in ("partial", "old"))
-    with data_dir.with_name(f".{data_dir.name}.lock").open("w") as lock:
+    with data_dir.with_name(f".{data_dir.name}.lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for path in (partial, old):
             shutil.rmtree(path, ignore_errors=True)
@@ -118,7 +118,7 @@ def _sample_digest(split: str, seed: int) -> str:
 def _read_manifest(data_dir: Path) -> dict[str, Any] | None:
     """None where there is none of this benchmark."""
     try:
-        found = json.loads((data_dir / MANIFEST).read_text())
+        found = json.loads((data_dir / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and {"version", "seed", "questions", "sha256"} <= found.keys() else None
@@ -143,17 +143,17 @@ def _jpeg(image: np.ndarray) -> bytes:
 
 
 def _write_vqa(data_dir: Path, split: str, items: Sequence[Item]) -> None:
-    questions_path, annotations_path, folder = vqa_v2.official_files(data_dir, split)
+    questions_path, annotations_path, folder = vqa_files.official_files(data_dir, split)
     folder.mkdir(parents=True)
     questions, annotations = [], []
     for number, item in enumerate(items):
         image_id = item.scene_id + 1
-        path = folder / vqa_v2.image_name(split, image_id)
+        path = folder / vqa_files.image_name(split, image_id)
         if not path.exists():
             path.write_bytes(_jpeg(item.image))
         questions.append({"image_id": image_id, "question": item.question, "question_id": number})
         answers = [
-            {"answer": item.answer, "answer_confidence": "yes", "answer_id": i + 1} for i in range(vqa_v2.ANNOTATORS)
+            {"answer": item.answer, "answer_confidence": "yes", "answer_id": i + 1} for i in range(vqa_files.ANNOTATORS)
         ]
         annotations.append(
             {
@@ -166,26 +166,38 @@ def _write_vqa(data_dir: Path, split: str, items: Sequence[Item]) -> None:
             }
         )
     about = {"description": "digit scenes", "version": str(VERSION)}
-    head = {"info": about, "license": {"name": "CC BY 4.0"}, "data_subtype": vqa_v2.SPLITS[split]}
+    head = {"info": about, "license": {"name": "CC BY 4.0"}, "data_subtype": vqa_files.SPLITS[split]}
     kind = {"task_type": "Open-Ended", "data_type": "mscoco"}
-    questions_path.write_text(json.dumps(head | kind | {"questions": questions}))
-    annotations_path.write_text(json.dumps(head | {"data_type": "mscoco", "annotations": annotations}))
+    questions_path.write_text(json.dumps(head | kind | {"questions": questions}), encoding="utf-8")
+    annotations_path.write_text(
+        json.dumps(head | {"data_type": "mscoco", "annotations": annotations}), encoding="utf-8"
+    )
 
 
 def _write_mmbench(data_dir: Path, split: str, items: Sequence[Item]) -> int:
     """Every rotation of each question's options; an image is stored once and then referred to. Returns questions."""
-    path = mmbench.official_file(data_dir, split)
+    path = mmbench_files.official_file(data_dir, split)
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns = ["index", "question", "hint", *mmbench.LETTERS, "answer", "category", "image", "l2-category", "split"]
+    columns = [
+        "index",
+        "question",
+        "hint",
+        *mmbench_files.LETTERS,
+        "answer",
+        "category",
+        "image",
+        "l2-category",
+        "split",
+    ]
     holder: dict[int, int] = {}
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, delimiter="\t", lineterminator="\n")
         writer.writeheader()
         for base, item in enumerate(items):
             for rotation in range(len(item.choices)):
-                index = base + rotation * mmbench.ROTATION
+                index = base + rotation * mmbench_files.ROTATION
                 order = item.choices[rotation:] + item.choices[:rotation]
-                options = dict(zip(mmbench.LETTERS, order, strict=False))
+                options = dict(zip(mmbench_files.LETTERS, order, strict=False))
                 stored = holder.setdefault(item.scene_id, index)
                 image = base64.b64encode(_jpeg(item.image)).decode() if stored == index else str(stored)
                 writer.writerow(
@@ -194,7 +206,7 @@ def _write_mmbench(data_dir: Path, split: str, items: Sequence[Item]) -> int:
                         "question": item.question,
                         "hint": "",
                         **options,
-                        "answer": mmbench.LETTERS[order.index(item.answer)],
+                        "answer": mmbench_files.LETTERS[order.index(item.answer)],
                         "category": item.category,
                         "image": image,
                         "l2-category": item.question_type,
