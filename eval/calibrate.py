@@ -37,7 +37,7 @@ def main(invocation: cli.Invocation) -> None:
     costs = measure_costs(model, predictor, (time, height, width), options.repeats)
     path = Path(options.output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(costs.to_json())
+    path.write_text(costs.to_json(), encoding="utf-8")
     print(costs.to_json())
 
 

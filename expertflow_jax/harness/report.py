@@ -40,7 +40,7 @@ def attached(workdir: Path, names: Iterable[str]) -> list[Block]:
     blocks: list[Block] = []
     for name in names:
         if (workdir / name).exists():
-            text = json.dumps(json.loads((workdir / name).read_text()), indent=2)
+            text = json.dumps(json.loads((workdir / name).read_text(encoding="utf-8")), indent=2)
             blocks += [Heading(2, name.removesuffix(".json").capitalize()), Code(text, name)]
     return blocks
 

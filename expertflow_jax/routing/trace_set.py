@@ -151,7 +151,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     """The manifest of a trace set; raises InputError if there is none or it is malformed."""
     file = Path(path) / MANIFEST
     try:
-        manifest = json.loads(file.read_text())
+        manifest = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: no finished trace set here ({MANIFEST} missing); record it first") from error
     except json.JSONDecodeError as error:

@@ -112,7 +112,7 @@ class ComputeCosts:
           InputError: the file is missing or malformed.
         """
         try:
-            text = Path(path).read_text()
+            text = Path(path).read_text(encoding="utf-8")
         except OSError as error:
             raise InputError(f"compute costs {path}: {error.strerror}; record them with eval.calibrate") from error
         return ComputeCosts.from_json(text, str(path))
