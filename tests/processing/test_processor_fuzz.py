@@ -43,7 +43,8 @@ tokens = st.one_of(
 preprocessors = st.dictionaries(
     st.sampled_from([
         "patch_size", "merge_size", "temporal_patch_size", "min_pixels", "max_pixels", "size", "image_mean",
-        "image_std", "rescale_factor", "do_resize", "do_rescale", "do_normalize", "resample", "max_image_size", "min_image_size",
+        "image_std", "rescale_factor", "do_resize", "do_rescale", "do_normalize", "resample", "max_image_size",
+        "min_image_size",
         "split_image", "split_resolutions", "image_processor_type",
     ]),
     st.one_of(
