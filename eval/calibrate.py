@@ -21,7 +21,7 @@ def main(invocation: cli.Invocation) -> None:
     from expertflow_jax.errors import InputError
     from expertflow_jax.inference.loading import load_model
     from expertflow_jax.locate import locate
-    from expertflow_jax.predictor import Predictor
+    from expertflow_jax.predictor import load_predictor
     from expertflow_jax.studies.calibrate import measure_costs
 
     config, options = invocation.config, invocation.options
@@ -33,7 +33,7 @@ def main(invocation: cli.Invocation) -> None:
         print(f"would time {config.model} with {config.predictor} and write {options.output}")
         return
     model = load_model(config.model, config.dtype)
-    predictor = Predictor.load(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
+    predictor = load_predictor(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
     costs = measure_costs(model, predictor, (time, height, width), options.repeats)
     path = Path(options.output)
     path.parent.mkdir(parents=True, exist_ok=True)

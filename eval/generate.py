@@ -23,7 +23,7 @@ def main(invocation: cli.Invocation) -> None:
     from expertflow_jax.inference.planning import ModelSizes, plan_service
     from expertflow_jax.locate import committed_predictor, locate
     from expertflow_jax.offload.budget import MemoryPlan, format_bytes
-    from expertflow_jax.predictor import Predictor
+    from expertflow_jax.predictor import load_predictor
 
     config, options = invocation.config, invocation.options
     console = Console(highlight=False, soft_wrap=True)
@@ -43,7 +43,7 @@ def main(invocation: cli.Invocation) -> None:
 
     if invocation.dry_run:  # needs config.json, and no weights
         sizes = ModelSizes.described_in(locate(config.model, weights=False), config.dtype or None, **kept)
-        forecaster = Predictor.load(locate(predictor, "predictor")) if predictor else None
+        forecaster = load_predictor(locate(predictor, "predictor")) if predictor else None
         show(plan_service(sizes, forecaster, **limits)[1])
         return
     if options.prompt is None:

@@ -16,14 +16,14 @@ def main(invocation: cli.Invocation) -> None:
     from expertflow_jax.inference.planning import ModelSizes, plan_service
     from expertflow_jax.locate import locate
     from expertflow_jax.offload.budget import format_bytes
-    from expertflow_jax.predictor import Predictor
+    from expertflow_jax.predictor import load_predictor
 
     config = invocation.config
     directory = locate(config.model, weights=False)
     sizes = ModelSizes.described_in(
         directory, config.dtype or None, config.expert_dtype or None, config.host_memory_budget or None
     )
-    predictor = Predictor.load(locate(config.predictor, "predictor")) if config.predictor else None
+    predictor = load_predictor(locate(config.predictor, "predictor")) if config.predictor else None
     table = Table(box=None, padding=(0, 1), header_style="bold")
     table.add_column("memory budget", no_wrap=True)
     columns: list[list[tuple[str, str]]] = []

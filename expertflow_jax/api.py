@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from expertflow_jax import compilation_cache
 from expertflow_jax.errors import InputError
 from expertflow_jax.inference.answers import Answer, Wishes, answer_batch
 from expertflow_jax.inference.arguments import whole_number
@@ -32,7 +33,7 @@ from expertflow_jax.offload.clock import RealClock
 from expertflow_jax.offload.misses import MissPolicy, make_miss_policy
 from expertflow_jax.offload.policies import CachePolicy
 from expertflow_jax.offload.variant import Variant
-from expertflow_jax.predictor import Predictor
+from expertflow_jax.predictor import Predictor, load_predictor
 from expertflow_jax.processing.batching import Prompt, PromptBatch, pad_prompts
 from expertflow_jax.routing.trace import RoutingTrace
 
@@ -111,6 +112,7 @@ class OffloadedModel:
           InputError: unknown names, a budget below the minimum, a number that cannot be meant, a malformed checkpoint,
             or another model's predictor.
         """
+        compilation_cache.enable()
         if Variant.of(policy).forecast == "truth":
             raise InputError(f"policy {policy!r} needs the recorded routing of the same run; use eval.study")
         make_miss_policy(miss_policy)
@@ -123,7 +125,7 @@ class OffloadedModel:
         forecaster = None
         if predictor is not None:
             directory = locate(_path("predictor", predictor), "predictor")
-            forecaster = Predictor.load(directory, expect_fingerprint=model.fingerprint)
+            forecaster = load_predictor(directory, expect_fingerprint=model.fingerprint)
         pin_experts(model.store, None if forecaster is None else forecaster.popularity)
         size, plan = plan_service(
             ModelSizes.of(model),

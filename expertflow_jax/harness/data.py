@@ -12,7 +12,6 @@ import numpy as np
 
 from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.predictor import Predictor
-from expertflow_jax.predictor.forecast import sequence_forecast
 from expertflow_jax.processing.batching import Prompt, for_stacks, pad_prompts
 from expertflow_jax.tasks.base import Example, Task
 from expertflow_jax.tasks.digit_scenes.files import write_benchmark
@@ -77,9 +76,5 @@ def forecast_prompts(
     """The same of at most `batch_size` prompts in one go: float32 [prompts, L, E]."""
     batch = pad_prompts(model.stages.config, prompts, batch_size)
     x, _ = model.embed(batch)
-    visits = batch.visits(model.config.text)
-    if visits is not None:
-        probs, _ = predictor.prefill(x, batch.lengths)
-        return sequence_forecast(probs * visits[..., None], batch.lengths)[: len(prompts)]
-    use, _ = predictor.forecast(x, batch.lengths)
-    return np.asarray(use)[: len(prompts)]
+    use, _ = predictor.forecast(x, batch.lengths, visits=batch.visits(model.config.text))
+    return use[: len(prompts)].astype(np.float32)

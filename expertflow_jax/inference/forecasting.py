@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from expertflow_jax.offload.clock import Clock
-from expertflow_jax.predictor.forecast import combine_sequences, step_forecast
+from expertflow_jax.predictor.forecast import combine_sequences
 from expertflow_jax.predictor.runtime import Predictor, PredictorCache
 from expertflow_jax.simulation.costs import ComputeCosts
 
@@ -105,7 +105,7 @@ class PredictedForecast:
         self._clock = clock
         self._costs = costs
         self._cache: PredictorCache | None = None
-        self._visits: np.ndarray | None = None
+        self._visits: np.ndarray | None = None  # bool [B, 1, L], of the token that follows each sequence's last
         self._queued: np.ndarray | None = None
 
     def expect(self, queued: np.ndarray | None) -> None:
@@ -114,32 +114,31 @@ class PredictedForecast:
     def prefill(
         self, x: jax.Array, lengths: np.ndarray, visits: np.ndarray | None = None, *, ends: bool = False
     ) -> np.ndarray | None:
-        with predictor_time(self._clock, self._costs, int(lengths.sum())):
-            probs, self._cache = self._predictor.prefill(x, lengths)
+        self._cache = None
         if visits is not None:
-            probs = probs * visits[..., None]
-            self._visits = visits[np.arange(len(lengths)), np.maximum(lengths - 1, 0)][:, None, :, None]
-        return self._horizon(probs, lengths, ends)
+            self._visits = visits[np.arange(len(lengths)), np.maximum(lengths - 1, 0)][:, None]
+        return self._step(x, lengths, lengths > 0, visits, ends)
 
     def decode(self, x: jax.Array, active: np.ndarray, *, ends: bool = False) -> np.ndarray | None:
         assert self._cache is not None, "prefill comes before decode"
-        lengths = active.astype(np.int32)
-        with predictor_time(self._clock, self._costs, int(active.sum())):
-            probs, self._cache = self._predictor.decode(x, self._cache)
-        if self._visits is not None:
-            probs = probs * self._visits
-        return self._horizon(probs, lengths, ends)
+        return self._step(x, active.astype(np.int32), active, self._visits, ends)
 
     def following(self, active: np.ndarray) -> np.ndarray:
         """float32 [L, E], what the next token of the sequences `active` bool [B] will use."""
         assert self._cache is not None, "something has to be read first"
         probs = self._cache.following
         if self._visits is not None:
-            probs = probs * self._visits[:, 0]
+            probs = probs * self._visits[:, 0, :, None]
         return combine_sequences(probs[active])
 
-    def _horizon(self, probs: np.ndarray, lengths: np.ndarray, ends: bool) -> np.ndarray:
-        return join_horizon(step_forecast(probs, lengths), self.following(lengths > 0), self._queued, ends=ends)
+    def _step(
+        self, x: jax.Array, lengths: np.ndarray, active: np.ndarray, visits: np.ndarray | None, ends: bool
+    ) -> np.ndarray:
+        with predictor_time(self._clock, self._costs, int(lengths.sum())):
+            # After the prompts every sequence is read on, also one that has stopped; what it would use is left out.
+            read = lengths if self._cache is None else None
+            use, self._cache = self._predictor.forecast(x, read, self._cache, visits)
+        return join_horizon(combine_sequences(use[active]), self.following(active), self._queued, ends=ends)
 
 
 @contextlib.contextmanager

@@ -16,12 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Bool, Float, Int
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.predictor.forecast import step_forecast
 from expertflow_jax.predictor.model import PredictorConfig, RoutingPathPredictor
-
-__all__ = ["Predictor", "PredictorCache", "bucket", "step_forecast"]
 
 CHUNK = 256  # tokens per call at most; scores of a chunk take B * H * CHUNK * S floats
 RESERVE = 16  # cache positions kept free beyond the prompt, so that short answers never reallocate
@@ -89,17 +87,26 @@ def _grow(cache: PredictorCache, size: int) -> PredictorCache:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(5, 6))
-def _extend(graph, reduce: bool, state, scale, bias, keys, values, x, start, lengths):
-    """One chunk: probabilities [B, T, L, E], or with `reduce` log P(unused by the chunk) [B, L, E]; those of the token
-    after its last valid one [B, L, E]; the cache."""
+def _extend(graph, reduce: bool, state, scale, bias, keys, values, x, start, lengths, visits):
+    """One chunk: probabilities [B, T, L, E], or with `reduce` log P(unused by the chunk) float64 [B, L, E]; those of
+    the token after its last valid one [B, L, E]; the cache.
+
+    The reduction is in float64, as `predictor.forecast` has it on the host: equal to it in every float32 that comes of
+    it, so that what a cache decides does not depend on where tokens were summed.
+    """
     model = nnx.merge(graph, state)
     last = jnp.maximum(lengths - 1, 0)[:, None]
     logits, following, cache = model(x, (keys, values), start, lengths, last)
-    z, after = _calibrated(logits, 0, scale, bias), jax.nn.sigmoid(_calibrated(following[:, 0], 1, scale, bias))
+    probs = jax.nn.sigmoid(_calibrated(logits, 0, scale, bias))
+    after = jax.nn.sigmoid(_calibrated(following[:, 0], 1, scale, bias))
     if not reduce:
-        return jax.nn.sigmoid(z), after, *cache
-    valid = jnp.arange(x.shape[1]) < lengths[:, None]
-    return jnp.where(valid[:, :, None, None], -jax.nn.softplus(z), 0.0).sum(1), after, *cache
+        return probs, after, *cache
+    counted = (jnp.arange(x.shape[1]) < lengths[:, None])[..., None, None]
+    if visits is not None:
+        counted = counted & visits[..., None]
+    with jax.enable_x64(True):
+        unused = jnp.where(counted, jnp.log1p(-probs.astype(jnp.float64)), 0.0).sum(1)
+    return unused, after, *cache
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -149,18 +156,6 @@ class Predictor:
         self.scale = jnp.asarray(np.ones(calibration) if scale is None else scale, jnp.float32)
         self.bias = jnp.asarray(np.zeros(calibration) if bias is None else bias, jnp.float32)
 
-    @classmethod
-    def load(cls, path, *, expect_fingerprint: str | None = None) -> "Predictor":
-        """Reads an exported predictor (see `predictor.storage.load_predictor`).
-
-        Raises:
-          InputError: missing, truncated or corrupt files, or a predictor of another model than
-            `expect_fingerprint`.
-        """
-        from expertflow_jax.predictor.storage import load_predictor
-
-        return load_predictor(path, expect_fingerprint=expect_fingerprint)
-
     @property
     def nbytes(self) -> int:
         """Bytes of its parameters on the device (a batch's cache comes on top: `PredictorCache.nbytes`)."""
@@ -194,17 +189,28 @@ class Predictor:
         return self._run(x, self._active(cache, active), cache, reduce=False)
 
     def forecast(
-        self, x, lengths: np.ndarray | None = None, cache: PredictorCache | None = None
-    ) -> tuple[np.ndarray, PredictorCache]:
-        """As `prefill` (no cache) or `decode` (with one), but reduced over tokens on the device.
+        self,
+        x,
+        lengths: Int[np.ndarray, "B"] | None = None,
+        cache: PredictorCache | None = None,
+        visits: Bool[np.ndarray, "B T L"] | None = None,
+    ) -> tuple[Float[np.ndarray, "B L E"], PredictorCache]:
+        """As `prefill` (no cache) or `decode` (with one), but reduced over tokens on the device: what is fetched does
+        not grow with T.
+
+        Args:
+          visits: the MoE layers that a token goes through, see `PromptBatch.visits`; None: all.
 
         Returns:
-          use float32 [B, L, E]: probability that a sequence uses the expert in this call (0 where
-          `lengths` is 0), and the cache. `predictor.forecast.combine_sequences` gives the step's.
+          use float64 [B, L, E]: probability that a sequence uses the expert in this call (0 where `lengths` is 0), and
+          the cache. `predictor.forecast.combine_sequences` gives the step's, equal to `step_forecast` of `prefill`.
+
+        Raises:
+          InputError: x does not have the width D of this predictor's model.
         """
         if lengths is None:
             lengths = np.full(x.shape[0], x.shape[1], np.int32)
-        unused, cache = self._run(x, lengths, cache, reduce=True)
+        unused, cache = self._run(x, lengths, cache, reduce=True, visits=visits)
         return -np.expm1(unused), cache
 
     def every_token(self, x) -> tuple[np.ndarray, np.ndarray]:
@@ -225,7 +231,9 @@ class Predictor:
                 f"{self.config.input_width}"
             )
 
-    def _run(self, x, lengths, cache: PredictorCache | None, *, reduce: bool):
+    def _run(
+        self, x, lengths, cache: PredictorCache | None, *, reduce: bool, visits: np.ndarray | None = None
+    ) -> tuple[np.ndarray, PredictorCache]:
         lengths = np.asarray(lengths, np.int32)
         self._check(x, len(lengths))
         b, t = x.shape[:2]
@@ -256,6 +264,7 @@ class Predictor:
                 _pad(chunk, size, tokens),
                 _pad(starts + np.minimum(lengths, begin), size),
                 _pad(new, size),
+                None if visits is None else _pad(visits[:, begin : begin + width], size, tokens),
             )
             following = np.where((new > 0)[:, None, None], np.asarray(after)[:b], following)
             pieces.append(np.asarray(piece)[:b] if reduce else np.asarray(piece)[:b, :width])

@@ -66,6 +66,23 @@ def test_rows_are_the_step_the_next_tokens_and_the_queue(predictor, session):
         np.testing.assert_allclose(horizon, np.stack(expected), atol=1e-6)
 
 
+@pytest.mark.parametrize("behind_encoder", [False, True])
+def test_tokens_summed_on_the_device_give_the_same_float32(predictor, behind_encoder):
+    random = np.random.default_rng(3)
+    x = random.normal(size=(3, 300, CONFIG.text.hidden_size)).astype(np.float32)  # [B, T, D], two chunks
+    lengths = np.array([300, 0, 41], np.int32)
+    visits = random.random((3, 300, len(CONFIG.text.moe_layers))) < 0.5 if behind_encoder else None  # [B, T, L]
+    probs, cache = predictor.prefill(x, lengths)
+    use, reduced = predictor.forecast(x, lengths, visits=visits)
+    weighed = probs if visits is None else probs * visits[..., None]
+    assert (combine_sequences(use) == step_forecast(weighed, lengths)).all()
+    assert (cache.following == reduced.following).all()
+    probs, _ = predictor.decode(x[:, :1], cache)
+    use, _ = predictor.forecast(x[:, :1], None, reduced)
+    active = np.array([True, False, True])
+    assert (combine_sequences(use[active]) == step_forecast(probs, active.astype(np.int32))).all()
+
+
 def test_sequences_that_have_stopped_want_nothing_next(predictor, session):
     batch = pad_prompts(CONFIG, prompts())
     x, _ = session.embed(batch)

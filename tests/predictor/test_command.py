@@ -5,7 +5,7 @@ import json
 import pytest
 
 from expertflow_jax import cli
-from expertflow_jax.predictor import Predictor
+from expertflow_jax.predictor import load_predictor
 from expertflow_jax.predictor.examples import benchmark_examples
 from expertflow_jax.tasks.digit_scenes.files import write_benchmark
 from train import predictor as command
@@ -52,7 +52,7 @@ def test_the_whole_way_and_a_rerun(model_dir, tmp_path, capsys):
     assert (tmp_path / "recall.png").stat().st_size > 10_000
     assert "| layer | method |" in (tmp_path / "report.md").read_text()
     card = (export / "README.md").read_text()
-    fingerprint = Predictor.load(export).model_fingerprint
+    fingerprint = load_predictor(export).model_fingerprint
     assert fingerprint in card
     assert "python -m train.predictor --config=configs/digit_scenes_predictor.py" in card
     weights = (export / "predictor.safetensors").read_bytes()

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.predictor import Predictor, PredictorConfig, RoutingPathPredictor
+from expertflow_jax.predictor import Predictor, PredictorConfig, RoutingPathPredictor, load_predictor
 from expertflow_jax.predictor.storage import CONFIG, WEIGHTS, save_predictor
 
 SHAPE = PredictorConfig(10, 3, 12, 2, width=16, depth=1, heads=2, hidden=32)
@@ -31,7 +31,7 @@ def saved(tmp_path):
 
 def test_round_trip(saved):
     predictor, folder = saved
-    loaded = Predictor.load(folder, expect_fingerprint="a" * 32)
+    loaded = load_predictor(folder, expect_fingerprint="a" * 32)
     x = np.random.default_rng(0).normal(size=(2, 5, 10)).astype(np.float32)
     lengths = np.array([5, 3])
     (found, cache), (expected, expected_cache) = loaded.prefill(x, lengths), predictor.prefill(x, lengths)
@@ -45,7 +45,7 @@ def test_round_trip(saved):
 
 def test_another_models_predictor_is_refused(saved):
     with pytest.raises(InputError, match="trained for model aaaa"):
-        Predictor.load(saved[1], expect_fingerprint="b" * 32)
+        load_predictor(saved[1], expect_fingerprint="b" * 32)
 
 
 def break_config(change):
@@ -81,5 +81,5 @@ def test_damaged_predictors_are_refused_in_one_line(saved, name):
     damage, message = DAMAGES[name]
     damage(saved[1])
     with pytest.raises(InputError, match=message) as caught:
-        Predictor.load(saved[1])
+        load_predictor(saved[1])
     assert str(saved[1]) in str(caught.value)

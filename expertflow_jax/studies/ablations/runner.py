@@ -20,7 +20,7 @@ from expertflow_jax.harness.row_file import RowFile, with_keys
 from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.inference.loading import load_model
 from expertflow_jax.locate import locate
-from expertflow_jax.predictor import Predictor
+from expertflow_jax.predictor import load_predictor
 from expertflow_jax.simulation.machines import gpu_machine, recorded_machine
 from expertflow_jax.studies.ablations.variants import BASE, VARIANTS, Build, run
 from expertflow_jax.workloads.recorded import record_questions, recorded_steps
@@ -92,7 +92,7 @@ def _run_missing(
     if not missing:
         return
     model = load_model(config.model)
-    predictor = Predictor.load(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
+    predictor = load_predictor(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
     machines = {config.model: recorded_machine(config.costs, config.link, model.store.expert_bytes)}
     shapes: dict[str, tuple[int, int, int] | None] = {config.model: None}
     for name, num_layers in config.shapes:

@@ -20,7 +20,7 @@ from expertflow_jax.harness.rows import CellRow, cell_id
 from expertflow_jax.inference.loading import load_model, pin_experts, with_expert_dtype
 from expertflow_jax.locate import locate
 from expertflow_jax.offload.budget import format_bytes
-from expertflow_jax.predictor import Predictor
+from expertflow_jax.predictor import load_predictor
 from expertflow_jax.simulation.costs import ComputeCosts
 from expertflow_jax.studies.accuracy.comparison import Outcome, make_row, predictions
 from expertflow_jax.studies.accuracy.execution import Setting, execute
@@ -67,7 +67,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, todo: Sequence[Cel
     model = load_model(config.model, config.dtype, host_memory_budget=host_memory_budget)
     predictor = None
     if config.predictor:
-        predictor = Predictor.load(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
+        predictor = load_predictor(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
     wanted = sorted({cell.expert_dtype for cell in todo if cell.expert_dtype})
     quantized = {name: with_expert_dtype(model, name, host_memory_budget) for name in wanted}
     for served in (model, *quantized.values()):

@@ -26,7 +26,7 @@ from expertflow_jax.locate import locate
 from expertflow_jax.offload.budget import format_bytes
 from expertflow_jax.offload.link import LinkSpec
 from expertflow_jax.offload.variant import RESIDENT, Variant
-from expertflow_jax.predictor import Predictor
+from expertflow_jax.predictor import load_predictor
 from expertflow_jax.simulation.gpus import scaled_link
 from expertflow_jax.simulation.limits import least_transfers, limit_seconds
 from expertflow_jax.simulation.synthetic import forecast_recall
@@ -52,7 +52,7 @@ class Models:
         self._setups: dict[str, Setup] = {}
         self.model = load_model(config.model)
         path = locate(config.predictor, "predictor")
-        self.predictor = Predictor.load(path, expect_fingerprint=self.model.fingerprint)
+        self.predictor = load_predictor(path, expect_fingerprint=self.model.fingerprint)
         steps = max(steps for *_, steps in config.windows)
         self.recording = record_questions(self.model, config.sequences, steps, config.seed)
         self._uses = setups.predicted_uses(self.predictor, self.recording)
