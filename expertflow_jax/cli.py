@@ -19,7 +19,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from expertflow_jax import interrupts
+from expertflow_jax import compilation_cache, interrupts
 from expertflow_jax.errors import InputError
 from expertflow_jax.files import is_write_error, write_error
 
@@ -148,7 +148,9 @@ def run_command(
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         with interrupts.noted():
-            main(parse(arguments, description=description, needs_workdir=needs_workdir, options=options))
+            invocation = parse(arguments, description=description, needs_workdir=needs_workdir, options=options)
+            compilation_cache.enable()
+            main(invocation)
     except InputError as error:
         return _refuse(error)
     except OSError as error:

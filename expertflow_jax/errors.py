@@ -10,6 +10,10 @@ class InputError(ValueError):
     """Bad configuration or bad input data. The message is one line: what is wrong, where, and what to do."""
 
 
+class NumericError(InputError):
+    """The model computed NaN or infinite numbers. The message names the first layer where they arise."""
+
+
 def brief(value: object, most: int = 120) -> str:
     """A value from a file as messages show it: on one line, and cut where it is long or deep."""
     text = value if isinstance(value, str) and value.isprintable() else _SHORT.repr(value)

@@ -38,6 +38,9 @@ def score_batch(
       prompts: at most `batch_size`; fewer are padded with empty sequences, so compilations stay few.
       forecaster: horizon of the one step.
       batch_size: B; the number of prompts by default.
+
+    Raises:
+      NumericError: logits are NaN or infinite.
     """
     batch = pad_prompts(session.stages.config, prompts, batch_size)
     count = len(prompts)
@@ -51,10 +54,12 @@ def score_batch(
     digests = [hashlib.blake2b(digest_size=16) for _ in range(count)]
     last: list[np.ndarray] = [np.zeros(0, np.float32)] * count
     for place in range(int(first.min()), longest):
-        logits = session.last_logits(hidden, np.full(len(batch.lengths), place + 1, np.int32))
+        logits_BxV = session.device_logits(hidden, np.full(len(batch.lengths), place + 1, np.int32))
         following = batch.input_ids[:, min(place + 1, batch.input_ids.shape[1] - 1)]
-        surprise, best = (np.asarray(part) for part in _judge(logits, following))
-        for row in np.flatnonzero((first <= place) & (place < batch.lengths[:count])).tolist():
+        logits, surprise, best, finite = jax.device_get((logits_BxV, *_judge(logits_BxV, following)))
+        foretold = (first <= place) & (place < batch.lengths[:count])
+        session.check_numbers(finite[:count] | ~foretold)
+        for row in np.flatnonzero(foretold).tolist():
             digests[row].update(logits[row].tobytes())
             nats[row, place], greedy[row, place] = surprise[row], best[row]
             if place + 1 == batch.lengths[row]:
@@ -64,7 +69,8 @@ def score_batch(
 
 
 @jax.jit
-def _judge(logits: jax.Array, following: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Negative log-likelihood of tokens [B] and the likeliest ones [B], from logits [B, V]."""
+def _judge(logits: jax.Array, following: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """From logits [B, V]: negative log-likelihood of tokens [B], the likeliest ones [B], and whether all are finite."""
     chosen = jnp.take_along_axis(logits, following[:, None], axis=1)[:, 0]
-    return jax.nn.logsumexp(logits, axis=1) - chosen, logits.argmax(axis=1).astype(jnp.int32)
+    likeliest = logits.argmax(axis=1).astype(jnp.int32)
+    return jax.nn.logsumexp(logits, axis=1) - chosen, likeliest, jnp.isfinite(logits).all(axis=1)

@@ -7,15 +7,21 @@ S cache length, L MoE layers, E experts, K top-k, N = B * T tokens of the step, 
 """
 
 import dataclasses
+import functools
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
+from expertflow_jax.errors import NumericError
 from expertflow_jax.inference.device_memory import bytes_in_use
-from expertflow_jax.inference.rows import expert_rows
+from expertflow_jax.inference.rows import ExpertRows, expert_rows
 from expertflow_jax.inference.stages import Stages
+from expertflow_jax.offload.clock import Clock, bookkeeping
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.misses import MissPolicy
 from expertflow_jax.processing.batching import PromptBatch, bucket
@@ -47,8 +53,22 @@ class Sequences:
         return sum(k.nbytes + v.nbytes for k, v in self.kv)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """What a step was given, to run it once more: it writes the same keys and values to the same places."""
+
+    phase: str
+    sequences: weakref.ref[Sequences]  # weak, so that no KV cache lives longer than its batch
+    x: jax.Array  # [B, T, D]
+    positions: np.ndarray  # int32 [3, B, T]
+    lengths: np.ndarray  # int32 [B]
+    visual: tuple[jax.Array, np.ndarray | None] | None
+
+
 class InferenceSession:
     """Runs prefill and decode steps of one model through one engine."""
+
+    _latest: _Step | None = None
 
     def __init__(
         self,
@@ -76,6 +96,11 @@ class InferenceSession:
         self.peak_device_bytes = 0  # largest sum of what lives on the device, sampled once per shape of step
         self._sampled: set[tuple[int, ...]] = set()
 
+    @property
+    def clock(self) -> Clock:
+        """The engine's."""
+        return self.engine.clock
+
     def embed(self, batch: PromptBatch) -> tuple[jax.Array, jax.Array | None]:
         """Input embeddings with images merged in [B, T, D], and DeepStack features (None without images)."""
         x, deepstack = self.stages.embed_prompts(batch)
@@ -89,8 +114,16 @@ class InferenceSession:
         room = bucket(batch.input_ids.shape[1] + max_new_tokens)
         size, rest = batch.input_ids.shape[0], (text.num_key_value_heads, text.head_dim)
         shapes = [(size, room if cached else 0, *rest) for cached in text.cached_layers]
+        if max_new_tokens > 1:
+            # Decoding goes on for many steps, and a new group would hold up each in turn. A prefill is one step: what
+            # it needs is compiled as it comes, which is less than all that it might have needed.
+            self.stages.precompile(size, [1])
+        self._empty = functools.partial(self._no_tokens, shapes, batch.next_position)
+        return self._empty()
+
+    def _no_tokens(self, shapes: Sequence[tuple[int, ...]], next_position: np.ndarray) -> Sequences:
         kv = [(jnp.zeros(shape, self.stages.dtype), jnp.zeros(shape, self.stages.dtype)) for shape in shapes]
-        return Sequences(kv, np.zeros(size, np.int32), batch.next_position.copy())
+        return Sequences(kv, np.zeros(len(next_position), np.int32), next_position.copy())
 
     def prefill(
         self,
@@ -113,12 +146,49 @@ class InferenceSession:
         sequences.next_position = sequences.next_position + lengths
         return hidden
 
-    def last_logits(self, hidden: jax.Array, lengths: np.ndarray) -> np.ndarray:
-        """Logits after the last valid token of each sequence: float32 [B, V] on the host."""
-        last = np.maximum(lengths - 1, 0)
-        logits = self.stages.head(_take_last(hidden, last))
+    def last_logits(self, hidden: jax.Array, lengths: Int[np.ndarray, "B"]) -> Float[np.ndarray, "B V"]:
+        """Logits float32 after the last valid token of each sequence; those of length 0 are meaningless.
+
+        Raises:
+          NumericError: a sequence's are NaN or infinite.
+        """
+        logits_BxV, finite_B = jax.device_get(_with_finite(self.device_logits(hidden, lengths)))
+        self.check_numbers(finite_B | (lengths == 0))
+        return logits_BxV
+
+    def device_logits(self, hidden: jax.Array, lengths: Int[np.ndarray, "B"]) -> jax.Array:
+        """The same left on the device, and not looked at."""
+        logits_BxV = self.stages.head(_take_last(hidden, np.maximum(lengths - 1, 0)))
         self._spend("head_seconds", len(lengths))
-        return np.asarray(logits)
+        return logits_BxV
+
+    def check_numbers(self, finite: Bool[np.ndarray, "B"]) -> None:
+        """Raises NumericError if logits of the latest step are NaN or infinite: `finite` is false for a sequence whose
+        are. The step runs once more to find the layer where they arise."""
+        if finite.all():
+            return
+        names: list[str] = []
+
+        def look(name: str, x: jax.Array, lengths: np.ndarray) -> None:
+            inside_BxT = np.arange(x.shape[1]) < lengths[:, None]
+            if not names and not np.isfinite(np.asarray(x, np.float32)[inside_BxT]).all():
+                names.append(name)
+
+        if (step := self._latest) is not None:
+            sequences = step.sequences()
+            if sequences is None:  # nobody wants to decode: these were prompts
+                sequences = self._empty()
+            else:
+                sequences.lengths = sequences.lengths - step.lengths
+            self.records = self.costs = None
+            look("the input embeddings", step.x, step.lengths)
+            self._step(step.phase, sequences, step.x, step.positions, step.lengths, None, step.visual, look)
+        numbers = ", ".join(str(row) for row in np.flatnonzero(~finite)[:8])
+        raise NumericError(
+            f"the model's logits are NaN or infinite (sequence {numbers} of the batch); they arise first in "
+            f"{names[0] if names else 'the head'}: look for a damaged checkpoint, or load with dtype 'float32' or "
+            "without quantised experts"
+        )
 
     def _step(self, *step: Any) -> jax.Array:
         try:
@@ -135,7 +205,10 @@ class InferenceSession:
         lengths: np.ndarray,
         horizon: np.ndarray | None,
         visual: tuple[jax.Array, np.ndarray | None] | None,
+        look: Callable[[str, jax.Array, np.ndarray], None] | None = None,
     ) -> jax.Array:
+        """Runs all layers; `look` is called with the name of each, its output [B, T, D] and `lengths`."""
+        self._latest = _Step(phase, weakref.ref(sequences), x, positions, lengths, visual)
         record = self._new_record(phase, x.shape, lengths)
         where = (positions, sequences.lengths, lengths)
         speculated = None
@@ -163,6 +236,8 @@ class InferenceSession:
                 moe_layer += 1
             if visual is not None and visual[1] is not None and layer < visual[0].shape[0]:
                 x = self.stages.add_deepstack(x, visual[0][layer], visual[1])
+            if look is not None:
+                look(f"layer {layer}", x, lengths)
         sequences.lengths = sequences.lengths + lengths
         if self.records is not None:
             self.records.append(record)
@@ -183,7 +258,8 @@ class InferenceSession:
         batch, length, top_k = chosen.shape
         tokens = batch * length
         ids = chosen.reshape(tokens, top_k)
-        counts_E = np.bincount(ids[ids >= 0], minlength=self.engine.store.num_experts).astype(np.int32)
+        rows = self._sorted(ids)
+        counts_E = rows.counts.astype(np.int32)
         np.greater(counts_E, 0, out=needed)
         mix: Any = weights
         ahead = self._speculate(decoder_layer, h) if self.engine.watches_hidden else None
@@ -195,10 +271,10 @@ class InferenceSession:
             ids, mix = self.miss_policy.resolve(
                 ids, np.asarray(mix).reshape(ids.shape), np.asarray(probs).reshape(tokens, -1), usable
             )
-        rows = expert_rows(ids, self.engine.store.num_experts)
+            rows = self._sorted(ids)
         out = self.stages.empty_output(tokens, top_k)
         for experts, buffers in self.engine.rounds(layer, rows.needed, counts_E):
-            for positions, group in rows.groups(experts):
+            for positions, group in self._groups(rows, experts):
                 out = self.stages.run_experts(out, y, group, [buffers[p] for p in positions])
             if ahead is not None:
                 self._observe_next(layer, ahead, chosen)
@@ -209,6 +285,14 @@ class InferenceSession:
         if sample:
             self.peak_device_bytes = max(self.peak_device_bytes, bytes_in_use())
         return self.stages.combine(h, out, mix)
+
+    @bookkeeping
+    def _sorted(self, ids: np.ndarray) -> ExpertRows:
+        return expert_rows(ids, self.engine.store.num_experts)
+
+    @bookkeeping
+    def _groups(self, rows: ExpertRows, experts: Sequence[int]) -> list[tuple[tuple[int, ...], np.ndarray]]:
+        return list(rows.groups(experts))
 
     def _new_shape(self, shape: tuple[int, ...], room: int) -> bool:
         """Whether no step of these shapes has run yet: asking the device what it holds costs milliseconds, and
@@ -248,6 +332,12 @@ class InferenceSession:
     def _spend(self, cost: str, amount: Any) -> None:
         if self.costs is not None:
             self.engine.clock.spend(getattr(self.costs, cost)(amount), "compute")
+
+
+@jax.jit
+def _with_finite(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Logits [B, V] and whether all of a row's are finite: bool [B]."""
+    return logits, jnp.isfinite(logits).all(axis=1)
 
 
 @jax.jit

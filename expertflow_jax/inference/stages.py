@@ -6,7 +6,7 @@ width, E experts, n experts in a group, C rows of an expert.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from expertflow_jax.inference.rows import group_shapes
 from expertflow_jax.models import experts
 from expertflow_jax.processing.batching import PromptBatch
 
@@ -90,13 +91,18 @@ class Stages:
             return flat.reshape(h.shape)
 
         self._combine = jax.jit(combine)
-        self._zeros = jax.jit(lambda rows: jnp.zeros((rows, text.hidden_size), self.dtype), static_argnums=0)
+        # With its sharding stated it counts to the jit cache as what `run_experts` returns: one program for both.
+        self._memory = jax.sharding.SingleDeviceSharding(device, memory_kind="device")
+        self._zeros = jax.jit(
+            lambda rows: jnp.zeros((rows, text.hidden_size), self.dtype), static_argnums=0, out_shardings=self._memory
+        )
 
     def _use(self, layout: experts.BufferLayout) -> None:
         def run(out: jax.Array, y: jax.Array, rows: jax.Array, *buffers: experts.Parts) -> jax.Array:
             return experts.run_expert_group(layout, buffers, rows, y.reshape(-1, y.shape[-1]), out)
 
         self.layout = layout
+        self._compiled: set[tuple[int, int]] = set()  # (B, T) whose groups `precompile` has seen
         self._run = jax.jit(run, donate_argnums=0)
 
     def with_layout(self, layout: experts.BufferLayout) -> "Stages":
@@ -154,6 +160,39 @@ class Stages:
     def head(self, x: jax.Array) -> jax.Array:
         """Final norm and output projection: float32 [..., V]."""
         return self._head(self.trunk, x)
+
+    def precompile(self, batch: int, lengths: Iterable[int], most_rows: int | None = None) -> None:
+        """Compiles every group of experts that a step may run: which ones it does run depends on the routing and on
+        when experts arrive, so that no number of warm-up runs meets them all. The other stages are the same in every
+        step of a shape.
+
+        Args:
+          batch: B.
+          lengths: T of the steps, as `batching.bucket` rounds them; 1 for decoding.
+          most_rows: of one expert, where it is known; None: all B * T tokens.
+        """
+        text = self.config.text
+        missing = [(batch, length) for length in lengths if (batch, length) not in self._compiled]
+        if not missing:
+            return
+        # Put there by `device_put`, as slots are: what jnp makes counts as something else to the jit cache.
+        expert = tuple(
+            jax.device_put(np.zeros(shape, self.layout.dtype), self._memory) for shape in self.layout.part_shapes
+        )
+        for _, length in missing:
+            tokens, top_k = batch * length, text.num_experts_per_tok
+            y = jax.device_put(np.zeros((batch, length, text.hidden_size), self.dtype), self._memory)  # [B, T, D]
+            out = self.empty_output(tokens, top_k)  # [N * K + 1, D]
+            for size, padding in group_shapes(tokens, top_k, text.num_experts, most_rows):
+                rows = np.full((size, padding), tokens * top_k, np.int32)  # [n, C]
+                out = self.run_experts(out, y, rows, [expert] * size)
+        if most_rows is None:
+            self._compiled.update(missing)
+
+    def group_compilations(self) -> int:
+        """How many of the executables are groups of experts."""
+        run: Any = self._run  # the counter is not in the declared type
+        return run._cache_size()
 
     def compilations(self) -> int:
         """How many executables exist; bounded because lengths, batches and rows are bucketed."""

@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expertflow_jax.inference.rows import expert_rows
+from expertflow_jax.inference.rows import expert_rows, group_shapes
+from expertflow_jax.processing.batching import bucket
 
 
 @st.composite
@@ -49,3 +50,33 @@ def test_an_experts_rows_do_not_depend_on_the_round_it_is_in(routing, size):
     needed = rows.needed.tolist()
     parts = [needed[i : i + size] for i in range(0, len(needed), size)]
     assert layout([needed]) == layout(parts) == layout(parts[::-1])
+
+
+@settings(max_examples=100, deadline=None)
+@given(routings(), st.integers(1, 5))
+def test_every_group_is_one_of_those_that_are_compiled_beforehand(routing, size):
+    ids, num_experts = routing
+    rows = expert_rows(ids, num_experts)
+    needed = rows.needed.tolist()
+    shapes = set(group_shapes(*ids.shape, num_experts))
+    known = set(group_shapes(*ids.shape, num_experts, int(rows.counts.max(initial=1))))
+    assert known <= shapes
+    for experts in [needed, *(needed[i : i + size] for i in range(0, len(needed), size))]:
+        assert {group.shape for _, group in rows.groups(experts)} <= known
+
+
+def test_batches_of_8_up_to_1024_tokens_need_at_most_650_groups_and_a_decode_step_8():
+    lengths = {bucket(length) for length in range(1, 1025)}
+    assert sum(len(group_shapes(8 * length, 8, 128)) for length in {1, *lengths}) <= 650
+    assert len(group_shapes(8, 8, 128)) <= 8
+    assert max(len(group_shapes(8 * length, 8, 128)) for length in lengths) <= 32
+
+
+@settings(max_examples=100, deadline=None)
+@given(routings())
+def test_rows_are_in_the_order_of_tokens_within_an_expert(routing):
+    ids, num_experts = routing
+    rows = expert_rows(ids, num_experts)
+    flat = ids.reshape(-1)
+    assert (rows.order == np.argsort(np.where(flat < 0, num_experts, flat), kind="stable")).all()
+    assert (rows.counts == [(flat == expert).sum() for expert in range(num_experts)]).all()

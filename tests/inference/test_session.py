@@ -1,8 +1,10 @@
 """Lossless runs through any cache are bit-identical to the all-resident run of the same batches."""
 
+import copy
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -12,14 +14,18 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_model import random_prompts, served, small_config
 
+from expertflow_jax.errors import NumericError
 from expertflow_jax.inference.forecasting import NoForecast, TrueForecast
 from expertflow_jax.inference.generation import generate_batch
+from expertflow_jax.inference.rows import group_shapes
+from expertflow_jax.inference.sampling import Sampler
+from expertflow_jax.inference.scoring import score_batch
 from expertflow_jax.inference.session import InferenceSession
 from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe
 from expertflow_jax.offload.clock import RealClock, VirtualClock
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.misses import make_miss_policy
-from expertflow_jax.processing.batching import pad_prompts
+from expertflow_jax.processing.batching import Prompt, pad_prompts
 from expertflow_jax.simulation.costs import ComputeCosts, Line
 
 COSTS = ComputeCosts(Line(1e-4, 1e-6), Line(1e-5, 1e-7), 1e-6, Line(1e-5, 0), Line(1e-4, 1e-6), Line(1e-4, 1e-6))
@@ -125,3 +131,67 @@ def test_compilations_do_not_grow_with_layers_or_steps():
     grown = MODELS["plain"][0].compilations() - before
     answer("plain", prompts, "on_demand", 5)
     assert MODELS["plain"][0].compilations() - before == grown
+
+
+def test_after_precompilation_no_group_of_experts_is_compiled_any_more():
+    config = small_config(num_experts=12, num_hidden_layers=2)
+    stages, store = served(config)
+    prompts = [Prompt(np.arange(5, 9 + length, dtype=np.int32)) for length in range(4)]
+    batch = pad_prompts(config, prompts)
+    stages.precompile(4, [1, batch.input_ids.shape[1]])
+    made = stages.group_compilations()
+    top_k, tokens = config.text.num_experts_per_tok, batch.input_ids.size
+    assert made == len(group_shapes(4, top_k, 12)) + len(group_shapes(tokens, top_k, 12))
+    for slots in (24, 3, 7):
+        with ExpertCacheEngine(store, slots, "on_demand", "emulated(0.001,5)", VirtualClock()) as engine:
+            session = InferenceSession(stages, engine, make_miss_policy("wait"), COSTS)
+            generate_batch(session, prompts, NoForecast(), max_new_tokens=[4] * 4, stop_ids=())
+    assert stages.group_compilations() == made
+
+
+@pytest.mark.parametrize(
+    ("fault", "how"),
+    [
+        ("embeddings", "greedy"),
+        ("layer 1", "sampled"),
+        ("layer 1", "scored"),
+        ("layer 1", "prompts"),
+        ("head", "greedy"),
+    ],
+)
+def test_numbers_that_are_none_are_an_error_that_names_where_they_arise(fault, how):
+    config, (stages, store) = CONFIGS["plain"], MODELS["plain"]
+    prompts = random_prompts(config, 4, np.random.default_rng(9))
+    with ExpertCacheEngine(store, 8, "on_demand", "emulated(0.001,5)", VirtualClock()) as engine:
+        engine.warm_up()
+        session = InferenceSession(spoilt(stages, fault), engine, make_miss_policy("wait"), COSTS)
+        with pytest.raises(NumericError, match=f"first in (the |the input )?{fault}:"):
+            run_through(session, prompts, how)
+
+
+def run_through(session, prompts, how):
+    if how == "scored":
+        score_batch(session, prompts, NoForecast())
+    elif how == "prompts":  # nobody holds their keys and values any more, as behind `OffloadedModel.logits`
+        batch = pad_prompts(session.stages.config, prompts)
+        x, visual = session.embed(batch)
+        session.last_logits(session.prefill(batch, session.start(batch, 0), x, visual, None), batch.lengths)
+    else:
+        sampler = Sampler(1.0 if how == "sampled" else 0.0)
+        generate_batch(session, prompts, NoForecast(), max_new_tokens=[3] * 4, stop_ids=(), sampler=sampler)
+
+
+def spoilt(stages, fault):
+    """The same compiled stages with infinite weights in one place."""
+    other = copy.copy(stages)
+    if fault == "layer 1":
+        other.layer_states = list(stages.layer_states)
+        other.layer_states[1] = jax.tree.map(lambda weights: weights * np.inf, stages.layer_states[1])
+    else:
+        part = "embed_tokens" if fault == "embeddings" else "norm"
+
+        def spoil(path, weights):
+            return weights * np.inf if path[0].key == part else weights
+
+        other.trunk = jax.tree_util.tree_map_with_path(spoil, stages.trunk)
+    return other

@@ -5,16 +5,14 @@ Axes: S slots, L MoE layers, E experts.
 
 import dataclasses
 import gc
-import itertools
 import time
 from typing import Any
 
-import jax
 import numpy as np
 
 from expertflow_jax.harness import timeline
 from expertflow_jax.inference.device_memory import bytes_in_use
-from expertflow_jax.inference.rows import GROUP_SIZES, SMALLEST_ROWS, expert_rows
+from expertflow_jax.inference.rows import expert_rows
 from expertflow_jax.inference.served import serve
 from expertflow_jax.offload.clock import Event, RealClock
 from expertflow_jax.offload.link import LinkSpec
@@ -46,27 +44,17 @@ class Repeat:
 
 
 def compile_groups(window: Window) -> None:
-    """Compiles every group of experts that a round may consist of: which do depends on when experts arrive, and a model
-    that routes for itself may choose a little differently than recorded."""
-    stages, text = window.setup.own_stages, window.setup.config.text
-    found: dict[tuple[int, int], int] = {}  # the most rows of an expert, padded
-    for ids in window.routing():
-        batch, length, layers, top_k = ids.shape
+    """Compiles every group of experts that the steps may run: which they do depends on when experts arrive, and
+    a model that routes for itself may choose a little differently than recorded."""
+    stages, num_experts = window.setup.own_stages, window.setup.store.num_experts
+    most_rows: dict[tuple[int, int], int] = {}  # by (B, T)
+    for ids_BxTxLxK in window.routing():
+        batch, length, layers, top_k = ids_BxTxLxK.shape
         for layer in range(layers):
-            layer_rows = expert_rows(ids[:, :, layer].reshape(-1, top_k), window.setup.store.num_experts)
-            most = max((layer_rows.padded(int(expert)) for expert in layer_rows.needed), default=1)
-            found[batch, length] = max(most, found.get((batch, length), 1))
-    # on the device by `device_put`, as slots and parameters are: arrays made by jnp count as others to the jit cache
-    memory = jax.sharding.SingleDeviceSharding(jax.local_devices()[0], memory_kind="device")
-    expert = tuple(jax.device_put(np.zeros(s, stages.layout.dtype), memory) for s in stages.layout.part_shapes)
-    for (batch, length), most in found.items():
-        y = jax.device_put(np.zeros((batch, length, text.hidden_size), stages.dtype), memory)
-        paddings = [1 << n for n in range(most.bit_length() + 1) if 1 << n >= min(most, SMALLEST_ROWS)]
-        for padding, size in itertools.product(paddings, GROUP_SIZES):
-            out = stages.empty_output(batch * length, text.num_experts_per_tok)
-            rows = np.full((size, padding), len(out) - 1, np.int32)
-            for _ in range(2):  # a step's first group, and one that goes on
-                out = stages.run_experts(out, y, rows, [expert] * size)
+            counts = expert_rows(ids_BxTxLxK[:, :, layer].reshape(-1, top_k), num_experts).counts
+            most_rows[batch, length] = max(int(counts.max()), most_rows.get((batch, length), 1))
+    for (batch, length), most in most_rows.items():
+        stages.precompile(batch, [length], 2 * most)
 
 
 def run_once(
