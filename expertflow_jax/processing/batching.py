@@ -1,6 +1,6 @@
 """From encoded prompts to the padded arrays of one batch; lengths are bucketed so that compilations stay few.
 
-Axes: B sequences, T prompt tokens (padded right), P image patches, N image tokens.
+Axes: B sequences, T prompt tokens (padded right), P image patches, N image tokens, L MoE layers.
 """
 
 import dataclasses
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Int32
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.models.causal_lm import ModelConfig
@@ -26,9 +27,9 @@ def bucket(length: int, multiple: int = TOKEN_BUCKET) -> int:
 class Prompt:
     """One encoded prompt, as a Hugging Face processor makes it."""
 
-    input_ids: np.ndarray  # int32 [T]
-    pixel_values: np.ndarray | None = None  # float32 [P, patch_dim]
-    image_grid_thw: np.ndarray | None = None  # int [images, 3]
+    input_ids: Int32[np.ndarray, "T"]
+    pixel_values: Float[np.ndarray, "P patch_dim"] | None = None
+    image_grid_thw: Int[np.ndarray, "images 3"] | None = None  # patches in time, height and width
     encoder_tokens: int | None = None  # the first of input_ids that an encoder reads; the decoder reads the others
 
 
@@ -36,24 +37,24 @@ class Prompt:
 class PromptBatch:
     """Right-padded prompts of one batch with all that the stages need."""
 
-    input_ids: np.ndarray  # int32 [B, T]
-    lengths: np.ndarray  # int32 [B]
-    positions: np.ndarray  # int32 [3, B, T]
-    next_position: np.ndarray  # int32 [B]
-    pixel_values: np.ndarray | None
+    input_ids: Int32[np.ndarray, "B T"]
+    lengths: Int32[np.ndarray, "B"]
+    positions: Int[np.ndarray, "3 B T"]
+    next_position: Int[np.ndarray, "B"]
+    pixel_values: Float[np.ndarray, "P patch_dim"] | None
     vision_positions: Any
-    image_index: np.ndarray | None  # int32 [B, T], which image token, -1 for text
-    encoder_lengths: np.ndarray | None = None  # int32 [B], tokens that an encoder reads
+    image_index: Int32[np.ndarray, "B T"] | None  # which image token, of N, -1 for text
+    encoder_lengths: Int32[np.ndarray, "B"] | None = None  # tokens that an encoder reads
 
     @property
-    def embed_index(self) -> np.ndarray | None:
+    def embed_index(self) -> Int32[np.ndarray, "B T"] | None:
         """What embeds each token, int32 [B, T]: `image_index`; of an encoder-decoder, -1 in the encoder and 0 in the
         decoder."""
         if self.encoder_lengths is None:
             return self.image_index
         return np.where(np.arange(self.input_ids.shape[1]) < self.encoder_lengths[:, None], -1, 0).astype(np.int32)
 
-    def visits(self, text: DecoderConfig) -> np.ndarray | None:
+    def visits(self, text: DecoderConfig) -> Bool[np.ndarray, "B T L"] | None:
         """Which MoE layers a token goes through: bool [B, T, L]; None if all do."""
         if self.encoder_lengths is None:
             return None
@@ -146,7 +147,9 @@ def _check_vocabulary(config: ModelConfig, prompts: Sequence[Prompt]) -> None:
             raise InputError(f"input_ids: token {wrong} is outside the vocabulary of {vocabulary}")
 
 
-def _pad_stacks(config: Any, prompts: Sequence[Prompt], ids: np.ndarray, lengths: np.ndarray) -> PromptBatch:
+def _pad_stacks(
+    config: Any, prompts: Sequence[Prompt], ids: Int32[np.ndarray, "B T"], lengths: Int32[np.ndarray, "B"]
+) -> PromptBatch:
     if any(prompt.pixel_values is not None for prompt in prompts):
         raise InputError("the model takes no images; leave out pixel_values and image_grid_thw")
     encoded = np.zeros(len(lengths), np.int32)

@@ -91,6 +91,8 @@ def image_source(value: Any, where: str = "images") -> Any:
     """
     if isinstance(value, Path | Image.Image | np.ndarray | bytes):
         return value
+    if hasattr(value, "__array__"):  # of another library
+        return np.asarray(value)
     if not isinstance(value, str):
         raise InputError(f"{where}: {_short(value)} is no image; want a path, a data: URL, a PIL image or an array")
     scheme = value[:8].lower()

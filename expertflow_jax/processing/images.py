@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float32, Int, Int64
 from PIL import Image
 
 from expertflow_jax.errors import InputError
@@ -78,7 +78,7 @@ class ImageProcessor:
             settings.whole(key, most=2**53) if settings.has(key) else size.whole(other, most=2**53)
             for key, other in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
         )
-        made = ImageProcessor(
+        processor = ImageProcessor(
             patch_size=patch,
             temporal_patch_size=frames,
             merge_size=merge,
@@ -97,13 +97,13 @@ class ImageProcessor:
                 f"{where}: shortest_edge or min_pixels makes images of at least {least:,} pixels, {tokens:,} tokens; "
                 f"want at most {min(most, MOST_PIXELS):,} pixels" + (f" and {context:,} tokens" if context else "")
             )
-        return made
+        return processor
 
-    def tokens(self, grids: np.ndarray) -> int:
+    def tokens(self, grids: Int[np.ndarray, "3"]) -> int:
         """Tokens of an image of grid int [3]."""
         return int(grids.prod()) // self.merge_size**2
 
-    def __call__(self, source: Any) -> tuple[Float[np.ndarray, "P patch_dim"], Int[np.ndarray, "3"]]:
+    def __call__(self, source: Any) -> tuple[Float32[np.ndarray, "P patch_dim"], Int64[np.ndarray, "3"]]:
         """Patches float32 [P, channels * temporal * patch ** 2] and int64 [3], patches in time, height and width.
 
         Raises:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int, Int64
 from PIL import Image
 
 from expertflow_jax.errors import InputError
@@ -19,6 +20,7 @@ from expertflow_jax.processing.opening import open_image
 from expertflow_jax.processing.settings import MOST_PIXELS, Settings
 
 CROP = 490
+MOST_CROPS = 256  # of one image; published models have up to 8
 # Sizes that an image may be fitted into, in crops of 490 pixels: high, wide.
 SPLITS = [(1, n) for n in range(2, 9)] + [(2, 4), (2, 3), (2, 2), (2, 1), (3, 1), (3, 2), (4, 1), (4, 2)]
 SPLITS += [(n, 1) for n in range(5, 9)]
@@ -96,6 +98,11 @@ class PaddedImageProcessor:
         patch = tower.whole("patch_size", most=256)
         if patch > largest:
             raise InputError(f"{where}: max_image_size {largest} is smaller than a patch of {patch} pixels")
+        resolutions = settings.pairs("split_resolutions", RESOLUTIONS, most=MOST_PIXELS)
+        if max(-(-high // largest) * -(-wide // largest) for high, wide in resolutions) > MOST_CROPS:
+            raise InputError(
+                f"{where}: split_resolutions makes more than {MOST_CROPS} crops of {largest} pixels a side"
+            )
         return PaddedImageProcessor(
             patch,
             max_image_size=largest,
@@ -104,16 +111,16 @@ class PaddedImageProcessor:
             std=settings.channels("image_std", (0.5,) * 3, positive=True),
             rescale_factor=settings.positive("rescale_factor", 1 / 255),
             split_image=settings.flag("split_image", False),
-            split_resolutions=settings.pairs("split_resolutions", RESOLUTIONS, most=MOST_PIXELS),
+            split_resolutions=resolutions,
             resample=settings.one_of("resample", Image.Resampling.BICUBIC, [*Image.Resampling]),
             image_tokens=((largest, tokens),),
         )
 
-    def tokens(self, grids: np.ndarray) -> int:
+    def tokens(self, grids: Int[np.ndarray, "n 3"]) -> int:
         """Tokens of an image of grids int [n, 3]."""
         return len(grids) * dict(self.image_tokens)[self.max_image_size]
 
-    def __call__(self, source: Any) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, source: Any) -> tuple[Float32[np.ndarray, "P patch_dim"], Int64[np.ndarray, "n 3"]]:
         """Patches of all crops float32 [P, channels * patch ** 2 + 1] with their padding marked, grids int64 [n, 3].
 
         Raises:
@@ -124,7 +131,7 @@ class PaddedImageProcessor:
             raise InputError(f"an image of {image.width} x {image.height} pixels is empty")
         crops = self._split(image) if self.split_image else [image]
         squares, masks = zip(*map(self._padded, crops), strict=True)
-        pixels = np.stack(squares).transpose(0, 3, 1, 2)
+        pixels = np.stack(squares).transpose(0, 3, 1, 2)  # [n, 3, S, S]
         return pack(pixels, np.stack(masks), channels=3, patch_size=self.patch_size)
 
     def _split(self, image: Image.Image) -> list[Image.Image]:
@@ -143,7 +150,7 @@ class PaddedImageProcessor:
             for left in range(0, target[1], step)
         ]
 
-    def _padded(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    def _padded(self, image: Image.Image) -> tuple[Float32[np.ndarray, "S S 3"], Bool[np.ndarray, "S S"]]:
         """float32 [S, S, 3], normalised, and bool [S, S], false on padding."""
         size = self.max_image_size
         scale = size / max(image.size)

@@ -4,9 +4,12 @@ Axes: B images, H height, W width in pixels, P patches.
 """
 
 import numpy as np
+from jaxtyping import Float, Float32, UInt8
 
 
-def patchify(images: np.ndarray, *, patch_size: int, temporal_patch_size: int, merge_size: int) -> np.ndarray:
+def patchify(
+    images: Float32[np.ndarray, "B H W channels"], *, patch_size: int, temporal_patch_size: int, merge_size: int
+) -> Float32[np.ndarray, "B P patch_dim"]:
     """Cuts images of one size into patches in merge-block order; a still image fills all its frames.
 
     Args:
@@ -32,7 +35,13 @@ def patchify(images: np.ndarray, *, patch_size: int, temporal_patch_size: int, m
     return np.ascontiguousarray(blocks, dtype=np.float32).reshape(batch, high * wide, -1)
 
 
-def normalise(images: np.ndarray, *, rescale: float, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+def normalise(
+    images: UInt8[np.ndarray, "... channels"],
+    *,
+    rescale: float,
+    mean: Float[np.ndarray, "channels"],
+    std: Float[np.ndarray, "channels"],
+) -> Float32[np.ndarray, "... channels"]:
     """uint8 [..., channels] to float32: (pixel * rescale - mean) / std, folded as transformers folds it."""
     scaled_mean = np.asarray(mean, np.float32) * np.float32(1.0 / rescale)
     scaled_std = np.asarray(std, np.float32) * np.float32(1.0 / rescale)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, Int32, Int64
 from tokenizers import Tokenizer
 
 from expertflow_jax.errors import InputError
@@ -32,9 +33,9 @@ class Inputs:
       image_grid_thw: int64 [images, 3], or None.
     """
 
-    input_ids: np.ndarray
-    pixel_values: np.ndarray | None = None
-    image_grid_thw: np.ndarray | None = None
+    input_ids: Int32[np.ndarray, "T"]
+    pixel_values: Float32[np.ndarray, "P patch_dim"] | None = None
+    image_grid_thw: Int64[np.ndarray, "images 3"] | None = None
 
 
 class Processor:
@@ -117,19 +118,19 @@ class Processor:
         Raises:
           InputError: another number of images than placeholders, or an image that is none.
         """
-        places = text.count(self._image_token) if self._image_token else 0
-        if places != len(images):
-            raise InputError(f"the prompt has {places} image placeholders, {len(images)} images were given")
-        if not images:
-            return Inputs(self._ids(text, add_special_tokens))
-        if self._images is None or self._image_token is None:
+        if images and (self._images is None or self._image_token is None):
             raise InputError(f"{self._where}: no preprocessor_config.json; this model takes no images")
-        made = [self._images(image) for image in images]
+        placeholders = text.count(self._image_token) if self._image_token else 0
+        if placeholders != len(images):
+            raise InputError(f"the prompt has {placeholders} image placeholders, {len(images)} images were given")
+        if not images or self._images is None or self._image_token is None:
+            return Inputs(self._ids(text, add_special_tokens))
+        encoded = [self._images(image) for image in images]
         first, *rest = text.split(self._image_token)
-        for (_, grid), following in zip(made, rest, strict=True):
+        for (_, grid), following in zip(encoded, rest, strict=True):
             first += self._image_token * self._images.tokens(grid) + following
-        grids = np.concatenate([grid.reshape(-1, 3) for _, grid in made])
-        return Inputs(self._ids(first, add_special_tokens), np.concatenate([patches for patches, _ in made]), grids)
+        grids = np.concatenate([grid.reshape(-1, 3) for _, grid in encoded])
+        return Inputs(self._ids(first, add_special_tokens), np.concatenate([patches for patches, _ in encoded]), grids)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
@@ -139,7 +140,7 @@ class Processor:
         """Whether a token is "<0x0A>" or the like: tokenizers with byte fallback decode a run of them as one."""
         return re.fullmatch("<0x[0-9A-F]{2}>", self._tokenizer.id_to_token(token) or "") is not None
 
-    def _ids(self, text: str, add_special_tokens: bool) -> np.ndarray:
+    def _ids(self, text: str, add_special_tokens: bool) -> Int32[np.ndarray, "T"]:
         try:
             return np.array(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids, np.int32)
         except Exception as error:  # the library raises plain Exception; half a surrogate pair is no text to it
@@ -201,9 +202,9 @@ def end_token_ids(path: Path, tokenizer: Tokenizer | None = None, eos_token: str
         config,
         section if isinstance(section, dict) else {},
     ):
-        found = values.get("eos_token_id")
-        ids = found if isinstance(found, list) else [found]
-        if found is not None and all(isinstance(i, int) for i in ids):
+        end = values.get("eos_token_id")
+        ids = end if isinstance(end, list) else [end]
+        if end is not None and ids and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
             return tuple(ids)
     token = tokenizer.token_to_id(eos_token) if tokenizer is not None and eos_token is not None else None
     return () if token is None else (token,)

@@ -28,12 +28,12 @@ CHARACTERS = 8_000_000  # of one prompt; no context holds so many
 
 def environment() -> ImmutableSandboxedEnvironment:
     """Jinja as transformers sets it up for chat templates."""
-    made = ImmutableSandboxedEnvironment(
+    sandbox = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
-    made.filters["tojson"] = _to_json
-    made.globals |= {"raise_exception": _refuse, "strftime_now": _now, "dict": _Dict(), "namespace": _Namespace}
-    return made
+    sandbox.filters["tojson"] = _to_json
+    sandbox.globals |= {"raise_exception": _refuse, "strftime_now": _now, "dict": _Dict(), "namespace": _Namespace}
+    return sandbox
 
 
 class _Generation(Extension):
