@@ -94,6 +94,13 @@ def _number(name: str, commands: str, meaning: str, unit: str = "", optional: bo
 BOTH = "study throughput"
 _FIELDS = (
     _text("cell_id", "study", "names the cell's files; made of its coordinates"),
+    Field(
+        "predictions_sha256",
+        str,
+        "study",
+        "SHA-256 of the cell's predictions file, in hexadecimal",
+        optional=True,
+    ),
     _count("cell", "scale", "number of the cell in the config's order"),
     _text("kind", "scale", "host or scheduler"),
     _text("sweep", "scale", "which plot the cell belongs to"),

@@ -152,6 +152,7 @@ class CellRow(Measured):
     disk_bytes: int
     experts_per_batch: float
     perplexity: float | None
+    predictions_sha256: str | None = None  # known once the predictions are written
 
     @property
     def quantized(self) -> bool:

@@ -9,6 +9,7 @@ import fcntl
 import io
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -19,8 +20,10 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.files import PARTIAL, make_folder, write_error, write_json
 from expertflow_jax.harness.row_file import Parse, RowFile, parse_mapping
 
-CONFIG, ENVIRONMENT = "config.json", "environment.json"
+CONFIG, ENVIRONMENT, INPUTS = "config.json", "environment.json", "inputs.json"
+_VERSIONS = ("commit", "packages.expertflow-jax", "packages.jax", "packages.jaxlib")  # of what computes the results
 _RESULTS = ("results.jsonl", "metrics.jsonl", "checkpoints")  # of something, so never without a config
+_ROWS = ("results.jsonl", "sections.jsonl", "ablations.jsonl")
 _OTHERS = ("data", "checkpoints")  # folders whose makers clear them themselves
 _ABSENT = "absent"
 
@@ -60,6 +63,29 @@ class Workdir:
         """The rows of the file of this name; see `RowFile`."""
         return RowFile(self.path / name, parse, plain)
 
+    def claim_inputs(self, digests: Mapping[str, str]) -> None:
+        """Binds the folder's rows to files of these contents: name for the user -> digest.
+
+        Raises:
+          InputError: what is in the folder was measured with others; names the first that changed.
+        """
+        path = self.path / INPUTS
+        if not path.exists():
+            if any((self.path / name).exists() and (self.path / name).stat().st_size for name in _ROWS):
+                raise InputError(
+                    f"--workdir: {self.path} has rows but no {INPUTS} that would say what they were measured with; "
+                    "name another --workdir"
+                )
+            write_json(path, digests)
+            return
+        before = read_json(path)
+        if changed := sorted(name for name in {*before, *digests} if before.get(name) != digests.get(name)):
+            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+            raise InputError(
+                f"--workdir: {self.path} holds results of other inputs: {changed[0]}{more} is not what it was; "
+                "put it back, or name another --workdir"
+            )
+
     def close(self) -> None:
         """Lets another process write here."""
         self._lock.close()
@@ -97,7 +123,18 @@ class Workdir:
             if not changed or changed in resumed:
                 return
             environment = {**first, "resumed_under": [*resumed, changed]}
+            if versions := version_changes(environment):
+                print(f"warning: {self.path} was begun under another version: {versions[-1]}", file=sys.stderr)
         write_json(path, environment)
+
+
+def version_changes(environment: Mapping[str, Any]) -> list[str]:
+    """How the versions of what computes differ between the first and later openings: a line for each later one."""
+    lines = []
+    for changed in environment.get("resumed_under", ()):
+        if of_version := [line for line in changed if str(line).startswith(tuple(f"{v}:" for v in _VERSIONS))]:
+            lines.append("; ".join(of_version))
+    return lines
 
 
 def to_json(tree: Any) -> Any:

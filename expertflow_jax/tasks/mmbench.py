@@ -67,6 +67,11 @@ class MMBench:
     circular = True
     teacher_forced = False
 
+    @staticmethod
+    def inputs(data_dir: Path, split: str) -> list[Path]:
+        """Files that the examples are read from."""
+        return [official_file(data_dir, split)]
+
     def __init__(self, data_dir: Path, split: str, *, image_first: bool = False, prepared_dir: Path | None = None):
         from expertflow_jax.tasks.builders.mmbench import MMBenchBuilder
         from expertflow_jax.tasks.builders.prepare import prepared

@@ -58,6 +58,11 @@ class Text:
     circular = False
     teacher_forced = True
 
+    @staticmethod
+    def inputs(data_dir: Path, split: str) -> list[Path]:
+        """The file that the examples are read from."""
+        return [split_file(data_dir, Text.name, split, (".jsonl", ".txt"))]
+
     def __init__(self, data_dir: Path, split: str, *, image_first: bool = False):
         self.split = split
         self._path = split_file(data_dir, self.name, split, (".jsonl", ".txt"))
@@ -124,6 +129,11 @@ class Prompts:
     name = "prompts"
     circular = False
     teacher_forced = False
+
+    @staticmethod
+    def inputs(data_dir: Path, split: str) -> list[Path]:
+        """The file that the examples are read from."""
+        return [split_file(data_dir, Prompts.name, split, (".jsonl",))]
 
     def __init__(self, data_dir: Path, split: str, *, image_first: bool = False):
         self.split = split

@@ -25,6 +25,11 @@ class VqaV2:
     circular = False
     teacher_forced = False
 
+    @staticmethod
+    def inputs(data_dir: Path, split: str) -> list[Path]:
+        """Files and folders that the examples are read from."""
+        return list(official_files(data_dir, split))
+
     def __init__(self, data_dir: Path, split: str, *, image_first: bool = False, prepared_dir: Path | None = None):
         from expertflow_jax.tasks.builders.prepare import prepared
         from expertflow_jax.tasks.builders.vqa_v2 import VqaV2Builder

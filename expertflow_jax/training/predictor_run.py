@@ -20,6 +20,7 @@ from expertflow_jax.checkpoints.load import read_config
 from expertflow_jax.errors import InputError
 from expertflow_jax.files import write_atomically
 from expertflow_jax.harness.environment import describe_environment
+from expertflow_jax.harness.inputs import claim_inputs, model_files, task_files
 from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.locate import locate
 from expertflow_jax.predictor import publish, report
@@ -160,8 +161,21 @@ def train_and_export(invocation: cli.Invocation) -> Path:
     path = locate(config.model)
     shape, training = predictor_config(config, path), training_config(config)
     _counts(config)
-    with Workdir(workdir, json.loads(config.to_json_best_effort()), describe_environment(config.seed)):
+    with Workdir(workdir, json.loads(config.to_json_best_effort()), describe_environment(config.seed)) as place:
+        claim_inputs(place, model_files(config.model) | _benchmark_files(config))
         return _train_and_export(invocation, path, shape, training)
+
+
+def _benchmark_files(config: ml_collections.ConfigDict) -> dict[str, Path]:
+    splits: dict[str, list[str]] = {}
+    for name in (TRAIN, CALIBRATION, HELD_OUT):
+        for task, count in config.sequences[name].items():
+            if count:
+                splits.setdefault(task, []).append("train" if name == TRAIN else "val")
+    paths: dict[str, Path] = {}
+    for task, names in splits.items():
+        paths |= task_files(config, [task], names)
+    return paths
 
 
 def _train_and_export(invocation: cli.Invocation, path: Path, shape: PredictorConfig, training: TrainingConfig) -> Path:

@@ -1,6 +1,7 @@
 """A workdir is whole after a kill, one process's at a time, and says in one line why it cannot be used."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.files import write_atomically
+from expertflow_jax.harness.inputs import claim_inputs
 from expertflow_jax.harness.row_file import with_keys
 from expertflow_jax.harness.workdir import Workdir
 
@@ -124,3 +126,51 @@ def test_a_failed_write_leaves_the_earlier_file(tmp_path):
         write_atomically(path, 3)  # type: ignore[arg-type]
     assert path.read_text() == "before"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def claim(workdir, paths) -> None:
+    with Workdir(workdir, {}) as place:
+        claim_inputs(place, paths)
+        if not place.row_file("results.jsonl").rows:
+            place.row_file("results.jsonl").append(ROWS[0])
+
+
+def test_rows_of_other_inputs_are_refused_by_name(tmp_path):
+    weights, images = tmp_path / "model.safetensors", tmp_path / "images"
+    weights.write_bytes(b"weights")
+    images.mkdir()
+    (images / "a.jpg").write_bytes(b"picture")
+    paths = {"model file model.safetensors": weights, "data_dir file images": images}
+    claim(tmp_path / "run", paths)
+    claim(tmp_path / "run", paths)
+    for path, name in ((weights, "model file model.safetensors"), (images / "a.jpg", "data_dir file images")):
+        before, times = path.read_bytes(), path.stat()
+        path.write_bytes(before[::-1])  # of the same size, at the same time
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        with pytest.raises(InputError, match=f"other inputs: {name} is not what it was; put it back"):
+            claim(tmp_path / "run", paths)
+        path.write_bytes(before)
+        claim(tmp_path / "run", paths)
+    (images / "b.jpg").write_bytes(b"more")
+    with pytest.raises(InputError, match="other inputs: data_dir file images"):
+        claim(tmp_path / "run", paths)
+
+
+def test_a_damaged_cache_of_digests_costs_only_time(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for damage in ("", "[]", '{"%s": 3}' % (tmp_path / "file"), "[" * 100_000):
+        claim(tmp_path / "run", {"costs": tmp_path / "file"})
+        (tmp_path / "run" / "digests.json").write_text(damage)
+    claim(tmp_path / "run", {"costs": tmp_path / "file"})
+
+
+def test_rows_without_their_inputs_are_refused(tmp_path):
+    append_missing(tmp_path)
+    with Workdir(tmp_path, {"seed": 0}) as place, pytest.raises(InputError, match=r"rows but no inputs\.json"):
+        claim_inputs(place, {})
+
+
+def test_another_version_is_warned_of(tmp_path, capsys):
+    for commit in ("a", "b"):
+        Workdir(tmp_path, {}, {"commit": commit, "processors": commit}).close()
+    assert capsys.readouterr().err == f"warning: {tmp_path} was begun under another version: commit: 'a', now 'b'\n"

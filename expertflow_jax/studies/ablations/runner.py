@@ -16,6 +16,7 @@ from expertflow_jax.harness.cells import Axis, number, values
 from expertflow_jax.harness.document import Grid, to_markdown
 from expertflow_jax.harness.environment import describe_environment
 from expertflow_jax.harness.fields import checked
+from expertflow_jax.harness.inputs import claim_inputs, model_files
 from expertflow_jax.harness.row_file import RowFile, with_keys
 from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.inference.loading import load_model
@@ -64,6 +65,8 @@ def measure(config: ml_collections.ConfigDict, workdir: Path) -> list[Row]:
     columns = settings(config)
     plain = json.loads(config.to_json_best_effort())
     with Workdir(workdir, plain, describe_environment(config.seed)) as place:
+        models = model_files(config.model) | model_files(config.predictor, "predictor")
+        claim_inputs(place, models | {"costs": Path(config.costs)})
         results = place.row_file("ablations.jsonl", with_keys("variant", "seconds"))
         _run_missing(config, columns, results)
         grids = tables(results.rows, columns)

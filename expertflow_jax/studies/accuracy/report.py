@@ -5,7 +5,7 @@ Written from the files alone, so it can be made anew at any time, and is the sam
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.files import write_atomically
 from expertflow_jax.harness.document import Block, Code, Grid, Heading, Paragraph, Picture, to_html, to_markdown
 from expertflow_jax.harness.rows import CellRow
+from expertflow_jax.harness.workdir import ENVIRONMENT, read_json, version_changes
 from expertflow_jax.studies.accuracy.claims import resolutions
 from expertflow_jax.studies.accuracy.findings import answer, findings
 from expertflow_jax.studies.accuracy.plots import draw_plots
@@ -23,11 +24,14 @@ from expertflow_jax.studies.accuracy.wording import count
 __all__ = ["render_table", "write_report"]
 
 
-def write_report(workdir: str | Path, *, command: str = "python -m eval.study") -> tuple[Path, Path]:
+def write_report(
+    workdir: str | Path, *, command: str = "python -m eval.study", cells: Collection[str] | None = None
+) -> tuple[Path, Path]:
     """Writes report.md, report.html and plots/*.png into `workdir`.
 
     Args:
       command: how the study was started, as the report shows it.
+      cells: ids of the cells to report on; None: of all that are there.
 
     Returns:
       Paths of report.md and report.html.
@@ -36,7 +40,7 @@ def write_report(workdir: str | Path, *, command: str = "python -m eval.study") 
       InputError: no finished cell, or damaged files.
     """
     folder = Path(workdir)
-    rows = in_order(read_rows(folder))
+    rows = in_order(row for row in read_rows(folder) if cells is None or row.cell_id in cells)
     if not rows:
         raise InputError(f"{folder}: no finished cell to report on; run the study first")
     pictures = draw_plots(rows, folder / "plots")
@@ -44,6 +48,7 @@ def write_report(workdir: str | Path, *, command: str = "python -m eval.study") 
         Heading(1, f"Expert offloading: {_list(r.model for r in rows)} on {_list(r.task for r in rows)}"),
         answer(rows),
         *_opening(rows, command),
+        *_versions(folder),
         Heading(2, "Findings"),
         *findings(rows),
         Heading(2, "Plots"),
@@ -108,6 +113,12 @@ def _list(names: Iterable[str]) -> str:
     return ", ".join(ordered(names))
 
 
+def _versions(folder: Path) -> list[Block]:
+    """What a reader must know if the rows were not all measured by one version."""
+    lines = version_changes(read_json(folder / ENVIRONMENT))
+    return [Paragraph(f"Not all rows were measured by one version: {line}.") for line in lines]
+
+
 def _names(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in ordered(names))
 
@@ -129,6 +140,7 @@ def _adjustments(rows: Sequence[CellRow]) -> str:
 def _keys(rows: Sequence[CellRow]) -> tuple[dict[str, Any], list[str]]:
     """Keys that have one value in all cells, and those that vary and that no main column shows."""
     columns = {"cell_id", "task", "policy", "scheduler", "miss_policy", "cache_fraction", "hit_rate", "accuracy"}
+    columns |= {"predictions_sha256"}
     columns |= {"accuracy_ci_low", "accuracy_ci_high", "accuracy_delta", "flips", "bit_identical", "tokens_per_second"}
     values = {f.name: {getattr(row, f.name) for row in rows} for f in dataclasses.fields(CellRow)}
     constant = {key: next(iter(same)) for key, same in values.items() if len(same) == 1 and key not in columns}

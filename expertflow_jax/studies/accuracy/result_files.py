@@ -4,11 +4,13 @@ Order of writing is what makes a SIGKILL harmless: a cell's predictions and arra
 before its row exists. So a row that can be read is a finished cell with all its files.
 """
 
+import dataclasses
+import hashlib
 import io
 import json
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,15 @@ class ResultWriter(Workdir):
     """
 
     def __init__(self, workdir: str | Path, config: Mapping[str, Any], environment: Mapping[str, Any] | None = None):
-        """As `Workdir`; raises InputError also if rows are damaged."""
+        """As `Workdir`; raises InputError also if rows or predictions are damaged."""
         super().__init__(workdir, config, environment)
         try:
             for name in ("predictions", "arrays"):
                 make_folder(self.path / name)
             self._file = self.row_file(ROWS, CellRow.from_json, CellRow.to_json)
             self._rows = _by_cell(self._file.path, self._file.rows)
+            for row in self.rows:
+                _predictions_file(self.path, row)
         except BaseException:
             self.close()
             raise
@@ -77,7 +81,9 @@ class ResultWriter(Workdir):
             lines.append(json.dumps(prediction, default=plain_value, ensure_ascii=False))
         if len(lines) != row.num_examples:
             raise ValueError(f"cell {row.cell_id}: {len(lines)} predictions of {row.num_examples} examples")
-        write_atomically(self.path / f"predictions/{row.cell_id}.jsonl", "\n".join([*lines, ""]))
+        content = "\n".join([*lines, ""]).encode()
+        row = dataclasses.replace(row, predictions_sha256=hashlib.sha256(content).hexdigest())
+        write_atomically(self.path / f"predictions/{row.cell_id}.jsonl", content)
         if arrays:
             packed = io.BytesIO()
             np.savez_compressed(packed, allow_pickle=False, **arrays)
@@ -105,9 +111,9 @@ class ResultWriter(Workdir):
         except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(f"{path}: damaged ({error}); {remedy}") from error
 
-    def finish(self) -> None:
-        """Writes results.csv anew from the rows."""
-        write_atomically(self.path / "results.csv", to_csv(self.rows))
+    def finish(self, rows: Sequence[CellRow] | None = None) -> None:
+        """Writes results.csv anew from these rows; None: all."""
+        write_atomically(self.path / "results.csv", to_csv(self.rows if rows is None else rows))
 
 
 def read_rows(workdir: str | Path) -> list[CellRow]:
@@ -135,12 +141,15 @@ def read_predictions(workdir: str | Path, row: CellRow) -> list[dict[str, Any]]:
     Raises:
       InputError: no such file, or not what the cell wrote.
     """
-    folder = Path(workdir)
+    return row_file.read_rows(_predictions_file(Path(workdir), row))
+
+
+def _predictions_file(folder: Path, row: CellRow) -> Path:
+    """The row's predictions; raises InputError if they are not those that it was made of."""
     path = folder / f"predictions/{row.cell_id}.jsonl"
     remedy = f"delete the row of its cell in {folder / ROWS} to run it again"
     if not path.exists():
         raise InputError(f"{path}: no such file, though the cell has a row; {remedy}")
-    predictions = row_file.read_rows(path, remedy=remedy)
-    if len(predictions) != row.num_examples:
-        raise InputError(f"{path}: {len(predictions)} predictions of {row.num_examples} examples; {remedy}")
-    return predictions
+    if hashlib.sha256(path.read_bytes()).hexdigest() != row.predictions_sha256:
+        raise InputError(f"{path}: not the predictions that its row was made of; put them back, or {remedy}")
+    return path

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from expertflow_jax.errors import InputError
 from expertflow_jax.harness import data as study_data
 from expertflow_jax.harness.environment import describe_environment
+from expertflow_jax.harness.inputs import claim_inputs, model_files, task_files
 from expertflow_jax.harness.rows import CellRow, cell_id
 from expertflow_jax.inference.loading import load_model, pin_experts, with_expert_dtype
 from expertflow_jax.locate import locate
@@ -134,16 +135,38 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
     plain: dict[str, Any] = json.loads(config.to_json_best_effort())
     console = _console()
     with ResultWriter(workdir, plain, describe_environment(config.seeds[0])) as writer:
+        claim_inputs(writer, _inputs(config))
         setting = prepare(config, workdir, todo)
         for cell in todo:
             setting.plan(cell)  # a budget below the minimum is said before any cell runs
         _run_cells(config, setting, todo, writer)
-        writer.finish()
-        rows = writer.rows
-    report, html = write_report(workdir, command=command)
+        rows = _of_the_grid(writer, todo)
+        writer.finish(rows)
+    report, html = write_report(workdir, command=command, cells={row.cell_id for row in rows})
     console.print(render_table(rows))
     console.print(f"{len(rows)} cells; {report}, {html}", soft_wrap=True)
     return rows
+
+
+def _of_the_grid(writer: ResultWriter, todo: Sequence[Cell]) -> list[CellRow]:
+    """Rows of the config's cells; says on standard error if there are others."""
+    named = {cell_id(cell) for cell in todo}
+    if others := [row.cell_id for row in writer.rows if row.cell_id not in named]:
+        print(
+            f"warning: {writer.path} has a row of {others[0]}, which the config does not name; left out",
+            file=sys.stderr,
+        )
+    return [row for row in writer.rows if row.cell_id in named]
+
+
+def _inputs(config: ml_collections.ConfigDict) -> dict[str, Path]:
+    """The files that decide the rows, by how to name them."""
+    paths = model_files(config.model) | task_files(config, config.tasks, [config.split])
+    if config.predictor:
+        paths |= model_files(config.predictor, "predictor")
+    if config.clock == "virtual":
+        paths["costs"] = Path(config.costs)
+    return paths
 
 
 def _run_cells(config: ml_collections.ConfigDict, setting: Setting, todo: list[Cell], writer: ResultWriter) -> None:

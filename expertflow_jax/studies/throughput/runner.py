@@ -19,6 +19,7 @@ from expertflow_jax import interrupts
 from expertflow_jax.files import make_folder, write_atomically, write_json
 from expertflow_jax.harness import timeline
 from expertflow_jax.harness.environment import describe_environment
+from expertflow_jax.harness.inputs import claim_inputs, model_files
 from expertflow_jax.harness.rows import to_csv
 from expertflow_jax.harness.workdir import Workdir, read_json
 from expertflow_jax.inference.loading import load_model
@@ -111,6 +112,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
     console = Console(width=None if sys.stdout.isatty() else 118)
     with Workdir(workdir, plain, describe_environment(config.seed)) as place:
         results = place.row_file("results.jsonl", Row.from_json, Row.to_json)
+        claim_inputs(place, model_files(config.model) | model_files(config.predictor, "predictor"))
         whole = _whole_cells(results.rows, cells)
         results.keep(lambda row: row.cell in whole)
         models = Models(config)

@@ -1,5 +1,6 @@
 """Result files: what a row may hold, and that a kill at any moment neither loses nor doubles a finished cell."""
 
+import dataclasses
 import json
 import os
 import random
@@ -160,7 +161,9 @@ def test_rows_survive_the_trip_through_the_file(tmp_path):
         for index, one in enumerate(rows):
             writer.add(one, some_predictions(index))
         writer.finish()
-    assert read_rows(tmp_path) == rows
+        written = writer.rows
+    assert read_rows(tmp_path) == written
+    assert [dataclasses.replace(one, predictions_sha256=None) for one in written] == rows
     header, *lines = (tmp_path / "results.csv").read_text().splitlines()
     assert header.split(",") == list(ROW_KEYS)
     assert len(lines) == 2
@@ -177,6 +180,39 @@ def test_a_cell_is_added_once_and_whole(tmp_path):
             writer.add(small_row(1), [{"id": "0", "prediction": "7"}])
         assert len(writer.rows) == 1
     assert len(read_rows(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda path: path.write_bytes(b""), "not the predictions that its row was made of"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-20]), "not the predictions"),
+        (lambda path: path.write_text(path.read_text().replace("1.0", "0.0")), "not the predictions"),
+        (lambda path: path.unlink(), "no such file, though the cell has a row"),
+    ],
+)
+def test_a_row_whose_predictions_are_not_its_own_is_refused(tmp_path, damage, says):
+    with ResultWriter(tmp_path, {}) as writer:
+        writer.add(small_row(0), some_predictions(0))
+    damage(tmp_path / "predictions" / f"{small_row(0).cell_id}.jsonl")
+    with pytest.raises(InputError, match=f"{says}.*delete the row of its cell"):
+        ResultWriter(tmp_path, {})
+    (tmp_path / "results.jsonl").write_text("")  # the remedy
+    with ResultWriter(tmp_path, {}) as writer:
+        writer.add(small_row(0), some_predictions(0))
+
+
+@pytest.mark.parametrize("keep", [0, 1, 60, 200])
+def test_damaged_arrays_are_one_line_with_the_remedy(tmp_path, keep):
+    with ResultWriter(tmp_path, {}) as writer:
+        writer.add(small_row(0), some_predictions(0), {"first_logits": np.zeros((3, 50), np.float32)})
+        path = tmp_path / "arrays" / f"{small_row(0).cell_id}.npz"
+        path.write_bytes(path.read_bytes()[:keep])
+        with pytest.raises(InputError, match=r"npz: damaged .*delete the row of its cell"):
+            writer.arrays(small_row(0).cell_id)
+        path.unlink()
+        with pytest.raises(InputError, match=r"npz: no such file.*delete the row of its cell"):
+            writer.arrays(small_row(0).cell_id)
 
 
 @pytest.mark.parametrize(

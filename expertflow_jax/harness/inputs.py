@@ -1,0 +1,60 @@
+"""The files that decide a command's rows: weights, predictor, costs, questions and images.
+
+config.json holds their paths; what was in them stands in inputs.json (`Workdir.claim_inputs`), by digests of their
+whole content. They are remembered in the workdir, so that a folder of 40,000 images is read through for the first run
+and looked through for the next (`Digests`).
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import ml_collections
+
+from expertflow_jax.harness.workdir import Workdir
+from expertflow_jax.locate import locate
+from expertflow_jax.tasks.builders.digests import Digests
+from expertflow_jax.tasks.registry import task_class
+
+MEMORY = "digests.json"
+_SERVED = (".safetensors", ".json", ".jinja", ".txt")  # what a checkpoint or predictor folder is read for
+
+
+def model_files(name: str, key: str = "model") -> dict[str, Path]:
+    """What is read of a model or predictor, by how to name it to the user."""
+    folder = locate(name, key)
+    return {f"{key} file {path.name}": path for path in sorted(folder.iterdir()) if path.suffix in _SERVED}
+
+
+def task_files(config: ml_collections.ConfigDict, tasks: Iterable[str], splits: Iterable[str]) -> dict[str, Path]:
+    """Files and folders of `config.data_dir` that the tasks read; none of the benchmark that is made up."""
+    if not config.data_dir:
+        return {}
+    paths: dict[str, Path] = {}
+    for task in tasks:
+        meant = task_class(task)
+        for split in splits:
+            inputs = getattr(meant, "inputs", None)
+            paths |= {
+                f"data_dir file {path}": path for path in (inputs(Path(config.data_dir), split) if inputs else ())
+            }
+    return paths
+
+
+def claim_inputs(workdir: Workdir, paths: Mapping[str, Path]) -> None:
+    """Binds the workdir's rows to the contents of these files and folders.
+
+    Args:
+      paths: by how to name each to the user. What is missing is left to whoever reads it.
+
+    Raises:
+      InputError: the rows that are there are of other contents; it names what changed.
+    """
+    digests = Digests(workdir.path / MEMORY)
+    named = {}
+    for name, path in paths.items():
+        if path.is_dir():
+            named[name] = digests.together(sorted(file for file in path.rglob("*") if file.is_file()))
+        else:
+            named[name] = digests.of(path)
+    digests.remember()
+    workdir.claim_inputs(named)
