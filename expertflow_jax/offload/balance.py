@@ -1,8 +1,5 @@
 """How starved for experts the computation is: measured while the engine runs."""
 
-MEMORY = 0.3  # weight of the latest step
-UNKNOWN = 0.4  # share assumed before anything is known; of 0, 0.2, 0.4 and 1 the best on recorded routing
-
 
 class Balance:
     """Smoothed over steps, from sums that only grow but where `rebase` says that they began anew.
@@ -13,7 +10,7 @@ class Balance:
       layer_seconds: of computation per layer-step; 0 before the first step has ended.
     """
 
-    def __init__(self, memory: float = MEMORY, unknown: float = UNKNOWN) -> None:
+    def __init__(self, memory: float, unknown: float) -> None:
         """
         Args:
           memory: weight of the latest step.

@@ -105,7 +105,7 @@ class ExpertCacheEngine:
         self._pinning = False  # the running layer keeps slots from being overwritten
         self._asked = -1  # layer whose lossy request has been counted, so that its rounds do not count again
         self._guard = Guard()
-        self._balance = Balance()
+        self._balance = Balance(self.policy.tuning.balance_memory, self.policy.tuning.balance_unknown)
         self._busy_before = 0.0  # seconds that the link was occupied before the cache began
         self.reset_stats()
         self._link.attach(self._traffic)

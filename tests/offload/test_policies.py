@@ -119,7 +119,7 @@ def test_a_prefetch_never_displaces_what_is_worth_more(policy):
         if policy == "oracle":
             worth = -engine.policy._next_use.astype(np.float64)
         else:
-            worth = np.concatenate([engine.policy._values(layer) for layer in range(LAYERS)])
+            worth = np.concatenate([engine.policy.order.values(layer) for layer in range(LAYERS)])
         if slot >= 0:
             assert worth[engine.pool.key_of[slot]] == worth[held].min()
             if not urgent:

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from expertflow_jax.offload.policies.tuning import Tuning
 from expertflow_jax.offload.slots import SlotPool
 
 Forecast = Literal["none", "hidden", "predictor", "truth"]
@@ -43,6 +44,7 @@ class CachePolicy:
       forecast: where it learns of what comes. "none": from what was used. "hidden": from `observe_hidden`, what coming
         routers say of the running step's own hidden states. "predictor": from horizons that a predictor makes. "truth":
         from horizons of what a recorded run of the same requests really used.
+      tuning: tuned numbers; all policies are told of time by `balance_memory` and `balance_unknown` of it.
       working: the share of the time in which compute did not wait for experts (`Balance`), by `weigh`.
       hidden: how much of a transfer the compute of one layer-step hides, by `weigh`; infinite if none takes time.
       slots, num_layers, num_experts: set by `attach`.
@@ -52,6 +54,7 @@ class CachePolicy:
     prefetches = False
     lossless = True
     forecast: Forecast = "none"
+    tuning = Tuning()
     working = 1.0
     hidden = float("inf")
 

@@ -12,7 +12,7 @@ import numpy as np
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.policies.base import CachePolicy
 from expertflow_jax.offload.policies.cache_moe import CacheMoE, split_evenly
-from expertflow_jax.offload.policies.expertflow import GAIN, ExpertFlow
+from expertflow_jax.offload.policies.expertflow import ExpertFlow
 from expertflow_jax.offload.policies.on_demand import OnDemand
 from expertflow_jax.offload.slots import KEPT, SlotPool
 from expertflow_jax.offload.store import ExpertSizes
@@ -33,13 +33,10 @@ class PoolPerLayer(ExpertFlow):
 
     def next_prefetch(self) -> int:
         """The highest value that beats the lowest of its own layer: the highest of all may have to stay away."""
-        if self._all_changed:
-            self._look_at_all()
-        best, highest = -1, 0.0
+        best, highest, order = -1, 0.0, self.order
         for layer in range(self.num_layers):
-            values = np.where(
-                self._open[layer] & self._likely[layer] & (self._slot_of[layer] < 0), self._values(layer), -1.0
-            )
+            absent = self.slots.slot_of.reshape(order.open.shape)[layer] < 0
+            values = np.where(order.open[layer] & order.likely[layer] & absent, order.values(layer), -1.0)
             expert = int(values.argmax())
             key = layer * self.num_experts + expert
             if values[expert] > highest and self.victim(key, False) >= 0:
@@ -47,13 +44,12 @@ class PoolPerLayer(ExpertFlow):
         return best
 
     def victim(self, key: int, urgent: bool) -> int:
-        if self._all_changed:
-            self._look_at_all()
         layer, expert = divmod(key, self.num_experts)
-        slots, values = self._slot_of[layer], self._values(layer)
+        slots = self.slots.slot_of.reshape(self.order.open.shape)[layer]
+        values = self.order.values(layer)
         free = np.where(self.slots.order[slots] != KEPT, values, np.inf)
         lowest = free.min()
-        if lowest == np.inf or (not urgent and lowest * GAIN >= values[expert]):
+        if lowest == np.inf or (not urgent and lowest * self.tuning.gain >= values[expert]):
             return -1
         tied = slots[free == lowest]
         return int(tied[self.slots.order[tied].argmin()])
@@ -69,16 +65,16 @@ class Reordered(ExpertFlow):
         raise TypeError(f"{type(self).__name__} does not say what goes first")
 
     def next_prefetch(self) -> int:
-        if self._all_changed:
-            self._look_at_all()
-        lowest, found = self._lowest_free()
-        if not found:
+        lowest, slots = self.order.lowest_free()
+        if not len(slots):
             return -1
-        values = np.stack([self._values(layer) for layer in range(self.num_layers)])
-        wanted = self._open & self._likely & (self._slot_of < 0) & (values > lowest * GAIN)
-        ahead = np.arange(self.num_layers)[:, None] - self._layer
-        later = self._first[1] if len(self._first) > 1 else np.zeros_like(values)
-        chance = np.where(ahead > 0, self._first[0], later)
+        order, first = self.order, self.first
+        values = np.stack([order.values(layer) for layer in range(self.num_layers)])
+        absent = self.slots.slot_of.reshape(values.shape) < 0
+        wanted = order.open & order.likely & absent & (values > lowest * self.tuning.gain)
+        ahead = np.arange(self.num_layers)[:, None] - order.asked
+        later = first[1] if len(first) > 1 else np.zeros_like(values)
+        chance = np.where(ahead > 0, first[0], later)
         scores = np.where(wanted, self.score(chance, np.where(ahead > 0, ahead, ahead + self.num_layers)), -np.inf)
         key = int(scores.argmax())
         return key if scores.reshape(-1)[key] > -np.inf else -1
