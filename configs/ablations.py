@@ -1,6 +1,6 @@
 """Variants of the engine on the trained model's routing, and on that routing carried over to larger models' shapes.
 
-python -m eval.ablations --config=configs/ablations.py --workdir=runs/ablations
+python -m eval.simulate --config=configs/ablations.py --workdir=runs/ablations
 """
 
 import ml_collections
@@ -9,6 +9,7 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     """Returns the config."""
     config = ml_collections.ConfigDict()
+    config.study = "ablations"
     config.seed = 0
     config.model = "digit_scenes_moe"
     config.predictor = "digit_scenes_predictor"

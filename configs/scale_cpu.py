@@ -1,6 +1,6 @@
 """Host cost, simulated throughput and scheduling over sizes, within 6 minutes on two CPU cores.
 
-python -m eval.scale --config=configs/scale_cpu.py --workdir=runs/scale
+python -m eval.simulate --config=configs/scale_cpu.py --workdir=runs/scale
 """
 
 import ml_collections
@@ -27,6 +27,7 @@ def workload(num_layers, num_experts, top_k, prompt_tokens, new_tokens, recorded
 def get_config() -> ml_collections.ConfigDict:
     """Returns the config."""
     config = ml_collections.ConfigDict()
+    config.study = "growth"
     config.seed = 0
     config.gpu = "rtx4090"  # whose compute and link are simulated, at published peaks
     config.shape = "qwen3_vl_30b_a3b"  # whose full-size layer it serves

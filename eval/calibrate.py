@@ -16,29 +16,14 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(invocation: cli.Invocation) -> None:
-    from pathlib import Path
-
-    from expertflow_jax.errors import InputError
-    from expertflow_jax.inference.loading import load_model
-    from expertflow_jax.locate import locate
-    from expertflow_jax.predictor import load_predictor
-    from expertflow_jax.studies.calibrate import measure_costs
+    from expertflow_jax.studies import calibrate
 
     config, options = invocation.config, invocation.options
-    try:
-        time, height, width = (int(n) for n in options.image_grid.split(","))
-    except ValueError as error:
-        raise InputError(f"--image_grid: {options.image_grid!r}; write three numbers, for example 1,6,6") from error
+    grid = calibrate.parse_grid(options.image_grid)
     if invocation.dry_run:
         print(f"would time {config.model} with {config.predictor} and write {options.output}")
         return
-    model = load_model(config.model, config.dtype)
-    predictor = load_predictor(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
-    costs = measure_costs(model, predictor, (time, height, width), options.repeats)
-    path = Path(options.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(costs.to_json(), encoding="utf-8")
-    print(costs.to_json())
+    calibrate.run(config, options.output, grid, options.repeats)
 
 
 if __name__ == "__main__":

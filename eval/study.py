@@ -22,15 +22,7 @@ def main(invocation: cli.Invocation) -> None:
             runner.plan(invocation.config, invocation.workdir or Path(scratch))
         return
     assert invocation.workdir is not None
-    command = " ".join(
-        [
-            "python -m eval.study",
-            f"--config={invocation.config_path}",
-            f"--workdir={invocation.workdir}",
-            *invocation.overrides,
-        ]
-    )
-    runner.run(invocation.config, invocation.workdir, command)
+    runner.run(invocation.config, invocation.workdir, invocation.command("eval.study"))
 
 
 if __name__ == "__main__":

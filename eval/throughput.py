@@ -19,8 +19,7 @@ def main(invocation: cli.Invocation) -> None:
         runner.plan(invocation.config)
         return
     assert invocation.workdir is not None
-    words = ["python -m eval.throughput", f"--config={invocation.config_path}", f"--workdir={invocation.workdir}"]
-    runner.run(invocation.config, invocation.workdir, " ".join([*words, *invocation.overrides]))
+    runner.run(invocation.config, invocation.workdir, invocation.command("eval.throughput"))
 
 
 if __name__ == "__main__":

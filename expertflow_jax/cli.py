@@ -35,6 +35,12 @@ class Invocation:
     options: argparse.Namespace
     overrides: tuple[str, ...]
 
+    def command(self, module: str) -> str:
+        """The command line, as reports show it. Args: module: "eval.study"."""
+        return " ".join(
+            [f"python -m {module}", f"--config={self.config_path}", f"--workdir={self.workdir}", *self.overrides]
+        )
+
 
 def _flatten(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
     for key in config:

@@ -8,8 +8,8 @@ from expertflow_jax.harness.fields import FIELDS, Field
 _FILES = (
     "`study`: `eval.study`, results.jsonl and results.csv, one row per cell;",
     "`throughput`: `eval.throughput`, results.jsonl and results.csv, one row per cell and variant;",
-    "`scale`: `eval.scale`, results.jsonl, rows of kind `host` or `scheduler`;",
-    "`ablations`: `eval.ablations`, ablations.jsonl, one row per setting and variant.",
+    "`scale`: `eval.simulate` (study `growth`), results.jsonl, rows of kind `host` or `scheduler`;",
+    "`ablations`: `eval.simulate` (study `ablations`), ablations.jsonl, one row per setting and variant.",
 )
 
 

@@ -7,18 +7,47 @@ their result. Axes: B sequences, T tokens, N = B * T, K top-k, C rows of one exp
 import datetime
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
-from expertflow_jax.inference.loading import LoadedModel
-from expertflow_jax.predictor import Predictor
+from expertflow_jax.errors import InputError
+from expertflow_jax.files import make_folder, write_atomically
+from expertflow_jax.inference.loading import LoadedModel, load_model
+from expertflow_jax.locate import locate
+from expertflow_jax.predictor import Predictor, load_predictor
 from expertflow_jax.processing.batching import Prompt, pad_prompts
 from expertflow_jax.simulation.costs import ComputeCosts, Line
 
 BATCHES = ((1, 1), (8, 1), (32, 1), (1, 32), (4, 32), (8, 32), (16, 32))  # (B, T)
 EXPERT_ROUNDS = ((1, 1), (4, 1), (8, 1), (16, 2), (8, 8), (32, 8), (8, 32), (32, 16))  # (experts, rows of each)
+
+
+def parse_grid(text: str) -> tuple[int, int, int]:
+    """Patches of an image over time, height and width; raises InputError unless there are three numbers."""
+    try:
+        time_patches, height, width = (int(number) for number in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--image_grid: {text!r}; write three numbers, for example 1,6,6") from error
+    return time_patches, height, width
+
+
+def run(config: ml_collections.ConfigDict, output: str, grid: tuple[int, int, int], repeats: int) -> None:
+    """Times the config's model and predictor, writes the costs to `output` and prints them.
+
+    Raises:
+      InputError: no such model or predictor, or a file that cannot be written.
+    """
+    model = load_model(config.model, config.dtype)
+    predictor = load_predictor(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
+    costs = measure_costs(model, predictor, grid, repeats)
+    path = Path(output)
+    make_folder(path.parent)
+    write_atomically(path, costs.to_json())
+    print(costs.to_json())
 
 
 def median_seconds(call: Callable[[], Any], repeats: int) -> float:

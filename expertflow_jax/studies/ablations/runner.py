@@ -13,7 +13,7 @@ from rich.progress import track
 
 from expertflow_jax.files import write_atomically
 from expertflow_jax.harness.cells import Axis, number, values
-from expertflow_jax.harness.document import Grid, to_markdown
+from expertflow_jax.harness.document import Code, Grid, Heading, to_markdown
 from expertflow_jax.harness.environment import describe_environment
 from expertflow_jax.harness.fields import checked
 from expertflow_jax.harness.inputs import claim_inputs, model_files
@@ -23,7 +23,8 @@ from expertflow_jax.inference.loading import load_model
 from expertflow_jax.locate import locate
 from expertflow_jax.predictor import load_predictor
 from expertflow_jax.simulation.machines import gpu_machine, recorded_machine
-from expertflow_jax.studies.ablations.variants import BASE, VARIANTS, Build, run
+from expertflow_jax.studies.ablations.variants import BASE, VARIANTS, Build
+from expertflow_jax.studies.ablations.variants import run as replay_build
 from expertflow_jax.workloads.recorded import record_questions, recorded_steps
 from expertflow_jax.workloads.shapes import find_shape
 
@@ -56,7 +57,7 @@ def plan(config: ml_collections.ConfigDict) -> None:
     console.print(f"{len(VARIANTS)} variants each: {', '.join(variant.name for variant in VARIANTS)}; no weights move")
 
 
-def measure(config: ml_collections.ConfigDict, workdir: Path) -> list[Row]:
+def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[Row]:
     """Replays what is not replayed yet; writes ablations.jsonl and ablations.md and prints the tables.
 
     Raises:
@@ -70,7 +71,8 @@ def measure(config: ml_collections.ConfigDict, workdir: Path) -> list[Row]:
         results = place.row_file("ablations.jsonl", with_keys("variant", "seconds"))
         _run_missing(config, columns, results)
         grids = tables(results.rows, columns)
-        write_atomically(workdir / "ablations.md", to_markdown(grids, workdir))
+        blocks = [Heading(1, "The engine, built otherwise"), Code(command), *grids]
+        write_atomically(workdir / "ablations.md", to_markdown(blocks, workdir))
     console = Console(width=118)
     console.print(to_markdown(grids, workdir), highlight=False, markup=False, soft_wrap=True)
     return results.rows
@@ -107,7 +109,7 @@ def _run_missing(
     for variant, (name, size, fraction), place in track(missing, description="variants"):
         if (name, size) not in traces:
             traces = {(name, size): recorded_steps(recording, predictor, shapes[name], size)}
-        outcome = run(variant, traces[name, size], machines[name], fraction, size)
+        outcome = replay_build(variant, traces[name, size], machines[name], fraction, size)
         results.append(checked("ablations", {**place, **dataclasses.asdict(outcome)}))
 
 

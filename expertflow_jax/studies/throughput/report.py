@@ -35,7 +35,7 @@ _BASELINES = (
 )
 _HOST = (
     "CPU time of the engine per layer-step at 128 experts, top 8, half of them in slots, one sequence, without weights "
-    "(`eval.scale` measures more)."
+    "(`eval.simulate` measures more)."
 )
 _MEMORY = (
     "Device memory at the least budget that works, a single expert slot, against everything resident: dense "

@@ -1,11 +1,11 @@
-"""The scale command on a small config: rows, report, resumption, errors; and the fits and shares that it states."""
+"""The simulate command on a small config: rows, report, resumption, errors; and the fits and shares that it states."""
 
 import json
 
 import numpy as np
 import pytest
 
-from eval import scale
+from eval import simulate
 from expertflow_jax import cli
 from expertflow_jax.simulation.host_cost import HostCell, measure_host
 from expertflow_jax.simulation.machines import gpu_machine
@@ -30,7 +30,7 @@ SMALL = (
 
 def run(*arguments):
     command = ["--config=configs/scale_cpu.py", *SMALL, *arguments]
-    return cli.run_command(scale.main, description=scale.__doc__, argv=command)
+    return cli.run_command(simulate.main, description=simulate.__doc__, argv=command)
 
 
 def test_a_run_writes_rows_and_a_report_and_goes_on_after_a_kill(tmp_path, capsys):
