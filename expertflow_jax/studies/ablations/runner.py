@@ -13,7 +13,7 @@ from rich.progress import track
 
 from expertflow_jax.files import write_atomically
 from expertflow_jax.harness.cells import Axis, number, values
-from expertflow_jax.harness.document import Code, Grid, Heading, to_markdown
+from expertflow_jax.harness.document import Block, Code, Grid, Heading, to_markdown
 from expertflow_jax.harness.environment import describe_environment
 from expertflow_jax.harness.fields import checked
 from expertflow_jax.harness.inputs import claim_inputs, model_files
@@ -71,7 +71,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
         results = place.row_file("ablations.jsonl", with_keys("variant", "seconds"))
         _run_missing(config, columns, results)
         grids = tables(results.rows, columns)
-        blocks = [Heading(1, "The engine, built otherwise"), Code(command), *grids]
+        blocks: list[Block] = [Heading(1, "The engine, built otherwise"), Code(command), *grids]
         write_atomically(workdir / "ablations.md", to_markdown(blocks, workdir))
     console = Console(width=118)
     console.print(to_markdown(grids, workdir), highlight=False, markup=False, soft_wrap=True)

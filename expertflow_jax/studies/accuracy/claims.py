@@ -10,9 +10,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from expertflow_jax.harness.looks import ordered
 from expertflow_jax.harness.rows import CellRow
 from expertflow_jax.studies.accuracy.statistics import holm, noise_floor
-from expertflow_jax.studies.accuracy.tables import Comparisons, in_order, ordered
+from expertflow_jax.studies.accuracy.tables import Comparisons, in_order
 
 ALPHA = 0.05
 

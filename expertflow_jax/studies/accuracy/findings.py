@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from expertflow_jax.harness.document import Block, Bullets, Grid, Heading, Paragraph
+from expertflow_jax.harness.looks import ordered
 from expertflow_jax.harness.rows import CellRow
 from expertflow_jax.studies.accuracy.claims import (
     ALPHA,
@@ -18,7 +19,7 @@ from expertflow_jax.studies.accuracy.claims import (
 )
 from expertflow_jax.studies.accuracy.performance import SUBJECT, hit_rates, schedulers, speed, speed_ups, verdict
 from expertflow_jax.studies.accuracy.statistics import NoiseFloor, noise_floor
-from expertflow_jax.studies.accuracy.tables import MISSING, ordered, percent, points
+from expertflow_jax.studies.accuracy.tables import MISSING, percent, points
 from expertflow_jax.studies.accuracy.wording import LISTED, clock_note, count, margin, name, names, span
 
 __all__ = ["answer", "changes_accuracy", "findings"]

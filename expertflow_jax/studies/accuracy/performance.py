@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from expertflow_jax.harness.document import Block, Bullets, Grid, Paragraph
+from expertflow_jax.harness.looks import ordered
 from expertflow_jax.harness.rows import CellRow
-from expertflow_jax.studies.accuracy.tables import MISSING, Comparisons, in_order, ordered
+from expertflow_jax.studies.accuracy.tables import MISSING, Comparisons, in_order
 from expertflow_jax.studies.accuracy.wording import clock_note, span
 
 SUBJECT = "expertflow"

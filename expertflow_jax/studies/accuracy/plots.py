@@ -15,28 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from expertflow_jax.files import make_folder, whole_file
+from expertflow_jax.harness.looks import LINES, ordered, policy_look, scheduler_look
 from expertflow_jax.harness.rows import CellRow
 from expertflow_jax.studies.accuracy.statistics import noise_floor
-from expertflow_jax.studies.accuracy.tables import Comparisons, in_order, ordered
+from expertflow_jax.studies.accuracy.tables import Comparisons, in_order
 from expertflow_jax.studies.accuracy.wording import margin
 
 _MIB = 1 << 20
-# Okabe and Ito's colours, which colour-blind readers tell apart
-_LOOKS = {
-    "resident": ("#000000", "*"),
-    "on_demand": ("#999999", "s"),
-    "cache_moe": ("#E69F00", "^"),
-    "expertflow": ("#0072B2", "o"),
-    "oracle": ("#009E73", "D"),
-}
-_SPARE = (("#CC79A7", "v"), ("#D55E00", "P"), ("#56B4E9", "X"), ("#B5A800", "<"), ("#7F3FBF", ">"))
-_SCHEDULER_LOOKS = {
-    "fifo": ("#000000", "o"),
-    "random": ("#999999", "s"),
-    "kmeans": ("#D55E00", "^"),
-    "greedy": ("#0072B2", "D"),
-}
-_LINES = {"wait": "-", "drop": ":", "substitute": "--", "int8": (0, (7, 1.5)), "int4": (0, (3, 1.5, 1, 1.5))}
 _RULES: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.right": False,
@@ -126,12 +111,6 @@ def _mean(values: Iterable[float | None]) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
-def _looks(names: Iterable[str], known: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of every name; those not foreseen get spare ones, by order."""
-    spare = iter(_SPARE * 10)
-    return {name: known[name] if name in known else next(spare) for name in ordered(names)}
-
-
 def _errors(estimates: np.ndarray) -> np.ndarray:
     """Lengths below and above the estimates [n, 3], as matplotlib wants them: [2, n]."""
     return np.maximum(0.0, np.stack([estimates[:, 0] - estimates[:, 1], estimates[:, 2] - estimates[:, 0]]))
@@ -143,7 +122,7 @@ def _over_memory(rows: Sequence[CellRow]) -> Figure | None:
     policies = ordered(row.policy for row in plain if row.policy != "resident")
     if not policies:
         return None
-    looks = _looks((row.policy for row in rows), _LOOKS)
+    looks = {name: policy_look(name) for name in ordered(row.policy for row in rows)}
     figure = Figure(figsize=(13, 4.9), layout="constrained")
     axes = figure.subplots(1, 3, sharex=True)
     lossless = {p: _points(r for r in plain if r.policy == p and r.lossless) for p in policies}
@@ -166,7 +145,7 @@ def _over_memory(rows: Sequence[CellRow]) -> Figure | None:
             lossy = _points(r for r in plain if r.policy == policy and r.losses == name)
             x = np.array([point.mebibytes for point in lossy])
             look = {"color": looks[policy][0], "marker": looks[policy][1], "markerfacecolor": "white", "lw": 1.2}
-            look |= {"ls": _LINES.get(name, "-."), "markersize": 4.5}
+            look |= {"ls": LINES.get(name, "-."), "markersize": 4.5}
             axes[0].plot(x, [100 * point.accuracy[0] for point in lossy], **look)
             axes[1].plot(x, [point.tokens_per_second for point in lossy], **look)
     for point in _points(r for r in plain if r.policy == "resident" and r.lossless):
@@ -181,9 +160,7 @@ def _over_memory(rows: Sequence[CellRow]) -> Figure | None:
     axes[1].set_ylim(bottom=0)
     axes[2].set_ylim(top=101)
     handles = [_handle(name, *looks[name], "-" if name != "resident" else ":") for name in looks]
-    handles += [
-        Line2D([], [], color="#555555", ls=_LINES.get(m, "-."), label=f"losses: {m}") for m in ("wait", *losses)
-    ]
+    handles += [Line2D([], [], color="#555555", ls=LINES.get(m, "-."), label=f"losses: {m}") for m in ("wait", *losses)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
 
@@ -228,7 +205,7 @@ def _by_scheduler(rows: Sequence[CellRow]) -> Figure | None:
     if policy is None or tried[policy] < 2:
         return None
     cells = [row for row in waiting if row.policy == policy]
-    looks = _looks((row.scheduler for row in cells), _SCHEDULER_LOOKS)
+    looks = {name: scheduler_look(name) for name in ordered(row.scheduler for row in cells)}
     figure = Figure(figsize=(13, 4.3), layout="constrained")
     axes = figure.subplots(1, 3)
     compare = Comparisons(rows)
@@ -256,7 +233,7 @@ def _trade(rows: Sequence[CellRow]) -> Figure | None:
     if not drawn:
         return None
     losses = ordered(row.losses for row in drawn)
-    looks = _looks((row.policy for row in drawn), _LOOKS)
+    looks = {name: policy_look(name) for name in ordered(row.policy for row in drawn)}
     figure = Figure(figsize=(4.6 * len(losses) + 1.4, 4.9), layout="constrained")
     axes = figure.subplots(1, len(losses), sharey=True, sharex=True, squeeze=False)[0]
     floor = noise_floor(rows)[rows[0].task]

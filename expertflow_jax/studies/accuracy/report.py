@@ -12,13 +12,14 @@ from typing import Any
 from expertflow_jax.errors import InputError
 from expertflow_jax.files import write_atomically
 from expertflow_jax.harness.document import Block, Code, Grid, Heading, Paragraph, Picture, to_html, to_markdown
+from expertflow_jax.harness.looks import ordered
 from expertflow_jax.harness.rows import CellRow
 from expertflow_jax.harness.workdir import ENVIRONMENT, read_json, version_changes
 from expertflow_jax.studies.accuracy.claims import resolutions
 from expertflow_jax.studies.accuracy.findings import answer, findings
 from expertflow_jax.studies.accuracy.plots import draw_plots
 from expertflow_jax.studies.accuracy.result_files import read_rows
-from expertflow_jax.studies.accuracy.tables import MISSING, in_order, main_columns, ordered, render_table
+from expertflow_jax.studies.accuracy.tables import MISSING, in_order, main_columns, render_table
 from expertflow_jax.studies.accuracy.wording import count
 
 __all__ = ["render_table", "write_report"]

@@ -9,28 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from rich.table import Table
 
+from expertflow_jax.harness.looks import ordered
 from expertflow_jax.harness.rows import CellRow
 
-ORDER = (
-    "resident",
-    "on_demand",
-    "cache_moe",
-    "expertflow",
-    "oracle",
-    "fifo",
-    "random",
-    "wait",
-    "int8",
-    "int4",
-    "drop",
-    "substitute",
-)
 MISSING = "-"
-
-
-def ordered(names: Iterable[str]) -> list[str]:
-    """Distinct names of policies, schedulers or miss policies: those in `ORDER` first, the others by alphabet."""
-    return sorted(set(names), key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
 
 
 def in_order(rows: Iterable[CellRow]) -> list[CellRow]:

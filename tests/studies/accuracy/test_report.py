@@ -11,9 +11,10 @@ from rich.console import Console
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.harness.document import Bullets, Code, Grid, Heading, Paragraph, to_html, to_markdown
+from expertflow_jax.harness.looks import ordered
 from expertflow_jax.studies.accuracy.findings import changes_accuracy, findings
 from expertflow_jax.studies.accuracy.report import render_table, write_report
-from expertflow_jax.studies.accuracy.tables import Comparisons, ordered, points
+from expertflow_jax.studies.accuracy.tables import Comparisons, points
 
 COMMAND = "python -m eval.study --config=configs/quickstart.py --workdir=runs/quickstart"
 
