@@ -2,13 +2,16 @@
 
 `python -m eval.study --config=FILE --workdir=DIR [--dry_run] [--config.key=value ...]`. A config file is Python
 (ml_collections) with a `get_config()`; overrides are typed by the value they replace. Exit codes: 0 done, 2 bad
-config or input (one clear line on standard error), 130 interrupted, 143 terminated, 1 anything else.
+config or input (one clear line on standard error), 130 interrupted, 141 nobody reads the output, 143
+terminated, 1 anything else.
 """
 
 import argparse
 import dataclasses
 import difflib
+import io
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -142,6 +145,24 @@ def _refuse(error: InputError) -> int:
     return 2
 
 
+def _show_anywhere() -> None:
+    """Standard output may have any encoding, or be closed: what it cannot show is replaced, and never an error."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of standard output has gone, as `head` does; what is left for it then goes nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
 def run_command(
     main: Callable[[Invocation], Any],
     *,
@@ -152,13 +173,20 @@ def run_command(
 ) -> int:
     """Parses, runs `main(invocation)` and returns the exit code that DESIGN's command contract asks for."""
     arguments = sys.argv[1:] if argv is None else list(argv)
+    _show_anywhere()
     try:
         with interrupts.noted():
             invocation = parse(arguments, description=description, needs_workdir=needs_workdir, options=options)
             compilation_cache.enable()
             main(invocation)
+            sys.stdout.flush()
     except InputError as error:
         return _refuse(error)
+    except BrokenPipeError:
+        if _nobody_reads():
+            return 141  # as a shell shows what SIGPIPE ends
+        traceback.print_exc()
+        return 1
     except OSError as error:
         if is_write_error(error):  # of a library that writes files itself
             return _refuse(write_error(error.filename or "a file", error))
