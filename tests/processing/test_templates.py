@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -150,3 +153,36 @@ def test_named_templates_without_a_default(model):
     (model / "additional_chat_templates" / "rag.jinja").write_text("x")
     with pytest.raises(InputError, match=r"rag.*no default"):
         Processor.from_directory(model)
+
+
+def test_threads_share_the_process():
+    template = ChatTemplate("{{ messages[0].content }}", "model")
+
+    def ask(number):
+        return template.render([{"role": "user", "content": str(number)}], {}, True)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(ask, range(40))) == [str(number) for number in range(40)]
+
+
+ALONE = """
+import os, signal, threading
+from expertflow_jax.processing.rendering import render
+print(render("{{ x }}", {"x": 1}))
+threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+try:
+    render("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", {})
+except KeyboardInterrupt:
+    print("interrupted")
+print(render("{{ x }}", {"x": 2}))
+if not os.fork():
+    os._exit(int(render("{{ x }}", {"x": 3})))
+print(os.waitstatus_to_exitcode(os.wait()[1]), render("{{ x }}", {"x": 4}), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_an_interrupt_a_fork_and_a_kill():
+    """No answer is taken for another's, and the process that renders ends with its owner: it closes its pipe."""
+    ended = subprocess.run([sys.executable, "-c", ALONE], stdout=subprocess.PIPE, text=True, timeout=60)
+    assert ended.stdout.split() == ["1", "interrupted", "2", "3", "4"]

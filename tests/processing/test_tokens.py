@@ -158,3 +158,13 @@ def test_malformed_older_files_are_named(tmp_path, name, values):
 def test_text_that_is_none(tmp_path):
     with pytest.raises(InputError, match="cannot read the text"):
         Processor.from_directory(GOLDENS).encode("half a pair: \ud83d")
+
+
+def test_marked_generations_count_as_what_they_hold(tmp_path):
+    model = changed(tmp_path)
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    assert len(chat_ids(model)) == 38
