@@ -65,6 +65,11 @@ def answer(rows: Sequence[CellRow]) -> Paragraph:
 
 
 def _lossy_clauses(lossy: "LossyCells") -> str:
+    if len(lossy.undecided) == len(lossy.verdicts):
+        return (
+            "for **none** a change in accuracy is shown, nor the absence of one: that there is no impact is not "
+            "refuted, and not shown"
+        )
     clauses = []
     if lossy.losers:
         clauses.append(f"**{len(lossy.losers)}** lose accuracy, by {_sizes(lossy.losers)} points")

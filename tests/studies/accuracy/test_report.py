@@ -12,7 +12,7 @@ from rich.console import Console
 from expertflow_jax.errors import InputError
 from expertflow_jax.harness.document import Bullets, Code, Grid, Heading, Paragraph, to_html, to_markdown
 from expertflow_jax.harness.looks import ordered
-from expertflow_jax.studies.accuracy.findings import changes_accuracy, findings
+from expertflow_jax.studies.accuracy.findings import answer, changes_accuracy, findings
 from expertflow_jax.studies.accuracy.report import render_table, write_report
 from expertflow_jax.studies.accuracy.tables import Comparisons, points
 
@@ -146,6 +146,8 @@ def test_no_impact_is_said_only_where_it_is_shown(tmp_path):
     undecided = words([row(), open_cell], tmp_path)
     assert "In **0 of 1** a difference of 1 point or more is ruled out" in undecided
     assert "no impact is not refuted, and not shown. Their 95% intervals reach from -0.5 to +0.5 points" in undecided
+    assert "**none** a change in accuracy is shown, nor the absence of one" in answer([row(), open_cell]).text
+    assert "for **1** a change of 1 point or more is ruled out" in answer([row(), equivalent]).text
     decided = words([row(), open_cell, equivalent, proved], tmp_path)
     assert "In **2 of 3** a difference of 1 point or more is ruled out (1 by proof" in decided
     assert "In the other 1 cell no difference is shown" in decided
