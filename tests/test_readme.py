@@ -5,13 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from expertflow_jax import OffloadedModel
 from expertflow_jax.tasks.digit_scenes.items import make_items
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks() -> list[str]:
@@ -58,3 +60,19 @@ def test_commands_explain_themselves(command):
 def test_configs_named_in_the_readme_exist():
     for path in set(re.findall(r"configs/\w+\.py", README)):
         assert (ROOT / path).is_file(), path
+
+
+def test_the_policy_of_the_contributors_guide_runs_and_changes_no_bit(tmp_path, monkeypatch):
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)[0]
+    (tmp_path / "my_policy.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    prompt = np.arange(40, 52)[None]
+    with OffloadedModel.from_pretrained("digit_scenes_moe") as resident:
+        expected = resident.logits(prompt)
+    options = {"cache_fraction": 0.25, "policy": "my_policy:Popular"}
+    with OffloadedModel.from_pretrained("digit_scenes_moe", **options) as model:
+        assert np.array_equal(model.logits(prompt), expected)
+        stats = model.stats()
+    assert stats["prefetches"] > 0
+    assert stats["evictions"] > 0
