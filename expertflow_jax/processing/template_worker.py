@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 MEMORY = 512 << 20  # bytes
-SECONDS = 2  # of processor time for one prompt
+SECONDS = 1  # of processor time for one prompt, which takes milliseconds
 CHARACTERS = 8_000_000  # of one prompt; no context holds so many
 
 
