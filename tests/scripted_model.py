@@ -18,12 +18,13 @@ BYTE_LEVEL = sorted(pre_tokenizers.ByteLevel.alphabet())
 VOCABULARY = 264
 
 
-def write_scripted_model(directory: Path, tokens: list[int], *, end: bool = True) -> None:
+def write_scripted_model(directory: Path, tokens: list[int], *, end: bool = True, scale: float = 1.0) -> None:
     """Writes a Qwen3-MoE of one layer that only looks at the last token.
 
     Args:
       tokens: distinct ids, the answer; a prompt has to end with token START.
       end: the stop token follows; otherwise the last one is repeated for ever.
+      scale: of the logits, the answer's about 64 and others' near 0 at 1.
     """
     width = 64
     config = Qwen3MoeConfig.from_hf(
@@ -48,7 +49,7 @@ def write_scripted_model(directory: Path, tokens: list[int], *, end: bool = True
     head_VxD = np.zeros((VOCABULARY, width), np.float32)
     following = [*tokens, END] if end else [*tokens, tokens[-1]]
     for token, after in zip([START, *tokens], following, strict=True):
-        head_VxD[after] += embedding_VxD[token]
+        head_VxD[after] += scale * embedding_VxD[token]
 
     def scripted(path: tuple, values: jax.Array) -> jax.Array:
         name = jax.tree_util.keystr(path)
