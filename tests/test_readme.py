@@ -67,12 +67,12 @@ def test_the_policy_of_the_contributors_guide_runs_and_changes_no_bit(tmp_path, 
     code = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)[0]
     (tmp_path / "my_policy.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    prompt = np.arange(40, 52)[None]
+    prompts = [np.arange(start, start + 12)[None] for start in (40, 50, 60)]
     with OffloadedModel.from_pretrained("digit_scenes_moe") as resident:
-        expected = resident.logits(prompt)
+        expected = [resident.logits(prompt) for prompt in prompts]
     options = {"cache_fraction": 0.25, "policy": "my_policy:Popular"}
     with OffloadedModel.from_pretrained("digit_scenes_moe", **options) as model:
-        assert np.array_equal(model.logits(prompt), expected)
+        assert all(np.array_equal(model.logits(p), logits) for p, logits in zip(prompts, expected, strict=True))
         stats = model.stats()
     assert stats["prefetches"] > 0
     assert stats["evictions"] > 0
