@@ -7,6 +7,7 @@ from expertflow_jax.errors import InputError
 ASSETS = Path(__file__).parent / "assets"
 _WEIGHTS = "*.safetensors"
 _WANTED_FILES = ("*.json", "*.jinja", "*.txt")  # never code, never pickles
+_OTHER_WEIGHTS = ("consolidated*", "*/*.safetensors")  # the same model once more, in forms that are not read
 
 
 def committed() -> list[str]:
@@ -51,7 +52,7 @@ def _download(hub_id: str, key: str, files: tuple[str, ...]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(files)))
+        return Path(snapshot_download(hub_id, allow_patterns=list(files), ignore_patterns=list(_OTHER_WEIGHTS)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).split("\n")[0]
         raise InputError(f"{key}: no directory {hub_id}, and the hub did not give it: {reason}") from error

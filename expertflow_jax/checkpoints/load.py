@@ -45,6 +45,18 @@ def read_config(path: Path) -> ModelConfig:
     return FAMILIES[kind].config.from_hf(values)
 
 
+def loaded_config(path: Path) -> ModelConfig:
+    """The config as a load would have it, from whatever is there: where the weights are, their head counts.
+
+    Raises:
+      InputError: as `read_config`, and for damaged weights.
+    """
+    config = read_config(path)
+    if not config.tie_word_embeddings or not any(path.glob("*.safetensors")):
+        return config
+    return _opened(path, config)[0]
+
+
 def load_dense_and_experts(path: str | Path, dtype: Any = None) -> tuple[ModelConfig, CausalLM, ExpertFiles]:
     """Loads everything but the experts, which are read when they are asked for.
 
@@ -60,15 +72,8 @@ def load_dense_and_experts(path: str | Path, dtype: Any = None) -> tuple[ModelCo
         wrong shape (all of them in one message), or a tensor outside the experts holds NaN or infinity.
     """
     path = Path(path)
-    config = read_config(path)
+    config, files, table = _opened(path, read_config(path))
     family = family_of(config)
-    files = TensorFiles(path)
-    refuse_quantized_tensors(path, files)
-    files.rename(_with_prefix(family.names, files.names))
-    table = family.names.bound(config, files.names)
-    _check_depth(path, table.stacks(config), files.names)
-    config = table.with_stored_head(config, files)
-    table = family.names.bound(config, files.names)
     abstract = nnx.eval_shape(lambda: family.module(config, rngs=nnx.Rngs(0), with_experts=False))
     flat = list(nnx.to_flat_state(nnx.state(abstract)))
     stored = _check(path, table, config, files, [(p, tuple(leaf.shape)) for p, leaf in flat])
@@ -107,6 +112,17 @@ def load_model(path: str | Path, dtype: Any = None) -> CausalLM:
     values |= {("experts", *where): jnp.array(array) for where, array in stacked.items()}
     nnx.update(module, nnx.from_flat_state(values))
     return module
+
+
+def _opened(path: Path, config: ModelConfig) -> tuple[ModelConfig, TensorFiles, DecoderNames]:
+    """The files of a checkpoint with their name table, and the config with the head that they hold."""
+    files, names = TensorFiles(path), family_of(config).names
+    refuse_quantized_tensors(path, files)
+    files.rename(_with_prefix(names, files.names))
+    table = names.bound(config, files.names)
+    _check_depth(path, table.stacks(config), files.names)
+    config = table.with_stored_head(config, files)
+    return config, files, names.bound(config, files.names)
 
 
 def _with_prefix(table: DecoderNames, names: set[str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from flax import nnx
 
 from expertflow_jax.checkpoints.families import family_of
 from expertflow_jax.checkpoints.files import read_json
-from expertflow_jax.checkpoints.load import read_config
+from expertflow_jax.checkpoints.load import loaded_config
 from expertflow_jax.errors import InputError
 from expertflow_jax.inference.arguments import real_number, whole_number
 from expertflow_jax.inference.loading import LoadedModel, check_dtype, host_plan
@@ -67,7 +67,7 @@ class ModelSizes:
           InputError: no supported config.json, an unsupported dtype, or a budget that is too small.
         """
         check_dtype(dtype)
-        config = read_config(directory)
+        config = loaded_config(directory)
         stored = _stored_dtype(read_json(directory / "config.json"))
         used = jnp.dtype(dtype or ("bfloat16" if stored == "bfloat16" else "float32"))
         family = family_of(config)

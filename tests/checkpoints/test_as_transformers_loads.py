@@ -155,6 +155,15 @@ def test_the_plan_knows_the_stretched_context():
             model.generate([[5] * 260], max_new_tokens=6)
 
 
+def test_the_plan_counts_the_stored_head(tmp_path):
+    case = GOLDENS / "checkpoints" / "tied_with_own_head"
+    with OffloadedModel.from_pretrained(str(case), max_batch_size=1) as model:
+        dense = model.memory_plan().dense_bytes
+    assert ModelSizes.described_in(case, None, None, None).dense_bytes == dense
+    shutil.copy(case / "config.json", tmp_path)  # without weights nobody can know
+    assert ModelSizes.described_in(tmp_path, None, None, None).dense_bytes == dense - 48 * 16 * 4
+
+
 def test_dynamic_frequencies_follow_each_sequence():
     """transformers' formula of a batch of one; within the context nothing changes."""
     turns = np.asarray(dynamic_frequencies(jnp.array([10, 64, 100]), 8, 10_000.0, 4.0, 64))

@@ -52,10 +52,10 @@ def keys(names):
 
 
 @pytest.mark.parametrize(("case", "path"), keys(COUNTS + EXPERTS))
-@pytest.mark.parametrize("value", [900, 10_000_000, 10**12, 10**400])
+@pytest.mark.parametrize("value", [200, 10_000_000, 10**12, 10**400])
 def test_counts_beyond_the_files(tmp_path, case, path, value):
-    """900 is below every cap, and is compared with the names of tensors; no module is built for it."""
-    if path[-1] in EXPERTS and value == 900:
+    """200 is below every cap, and is compared with the names of tensors; no module is built for it."""
+    if path[-1] in EXPERTS and value == 200:
         value = 4_097
     (tmp_path / "model.safetensors").symlink_to(MODELS / case / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(changed(case, path, "N")).replace('"N"', str(value)))
