@@ -49,8 +49,8 @@ def open_task(config: ml_collections.ConfigDict, name: str, workdir: Path) -> Ta
 
 def prepare(model: LoadedModel, task: Task, limit: int, text_tokens: int) -> TaskData:
     """Reads and encodes `limit` examples (all with 0)."""
-    found = task.examples(None if task.teacher_forced else limit or None)
-    examples, prompts = encode_task(model.processor, task, found, text_tokens, model.config.text.vocab_size)
+    questions = task.examples(None if task.teacher_forced else limit or None)
+    examples, prompts = encode_task(model.processor, task, questions, text_tokens, model.config.text.vocab_size)
     prompts = [for_stacks(model.config, prompt, foretold=task.teacher_forced) for prompt in prompts]
     if task.teacher_forced:  # behind an encoder, what the decoder foretells
         examples = [

@@ -67,13 +67,13 @@ def recorded_steps(
         prompt = np.arange(ids.shape[1]) < lengths[:, None]
         use = step_forecast(own[batch], lengths)
         horizon = join_horizon(use, combine_sequences(following[batch, lengths - 1]), queued)
-        found = [ReplayStep(int(lengths.sum()), _rows(ids[batch][prompt], experts), horizon)]
+        batch_steps = [ReplayStep(int(lengths.sum()), _rows(ids[batch][prompt], experts), horizon)]
         for step in range(new_tokens):
             token = batch, lengths + step
             now, after = combine_sequences(own[token]), combine_sequences(following[token])
             horizon = join_horizon(now, after, queued, ends=step + 1 == new_tokens)
-            found.append(ReplayStep(batch_size, _rows(ids[token], experts), horizon))
-        steps, queued = found + steps, use
+            batch_steps.append(ReplayStep(batch_size, _rows(ids[token], experts), horizon))
+        steps, queued = batch_steps + steps, use
     return steps
 
 

@@ -89,20 +89,20 @@ class Window:
     def forecasts(self) -> list[list[tuple[np.ndarray, np.ndarray]]]:
         """What the predictor says at every step, per batch: float32 [L, E] of the step's tokens, and of those that
         follow each sequence's last."""
-        setup, found = self.setup, []
+        setup, forecasts = self.setup, []
         for b in self.batches:
             if self.phase == "prefill":
                 use = step_forecast(setup.forecast[b.rows], b.batch.lengths)
-                found.append([(use, at_the_end(setup.following, b))])
+                forecasts.append([(use, at_the_end(setup.following, b))])
                 continue
             tokens = [(b.rows, b.batch.lengths + g) for g in range(self.new_tokens)]
-            found.append(
+            forecasts.append(
                 [
                     (combine_sequences(setup.forecast[token]), combine_sequences(setup.following[token]))
                     for token in tokens
                 ]
             )
-        return found
+        return forecasts
 
     def plan(self, cache_fraction: float, forecasts: bool) -> MemoryPlan:
         """Device memory of a run; `cache_fraction` 0 stands for one slot, the least that works."""
@@ -268,7 +268,7 @@ def make_forecasters(
     shared = make_forecaster(session, variant, setup.predictor, truth, look_ahead=window.num_steps)
     if not isinstance(shared, PredictedForecast):
         return [shared for _ in window.batches]
-    found: list[Forecaster] = []
+    forecasters: list[Forecaster] = []
     queued: np.ndarray | None = None
     everyone = np.ones(window.batch_size, bool)
     for b, forecasts in reversed(list(zip(window.batches, window.forecasts(), strict=True))):
@@ -279,15 +279,15 @@ def make_forecasters(
                 replayed.warm(b.batch.lengths)
                 replayed.expect(queued)
                 queued = at_the_end(setup.following, b)
-            found.append(replayed)
+            forecasters.append(replayed)
         else:
             predicted = PredictedForecast(setup.predictor, clock, None)
             if decodes:
                 predicted.prefill(session.embed(b.batch)[0], b.batch.lengths)
                 predicted.expect(queued)
                 queued = predicted.following(everyone)
-            found.append(predicted)
-    return found[::-1]
+            forecasters.append(predicted)
+    return forecasters[::-1]
 
 
 def at_the_end(following: np.ndarray, b: WindowBatch) -> np.ndarray:

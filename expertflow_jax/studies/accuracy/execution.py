@@ -164,11 +164,11 @@ def _run(
         if data.task.teacher_forced:
             scored = score_batch(session, prompts, forecaster, batch_size=setting.batch_size)
             nats += [sequence.nats for sequence in scored]
-            found = [(" ".join(map(str, s.greedy)), s.last_logits, s.logits_digest) for s in scored]
+            answers = [(" ".join(map(str, s.greedy)), s.last_logits, s.logits_digest) for s in scored]
         else:
             limits = [data.examples[i].max_new_tokens for i in batch]
-            found = _answers(setting, session, prompts, forecaster, limits)
-        for i, (text, logits, digest) in zip(batch, found, strict=True):
+            answers = _answers(setting, session, prompts, forecaster, limits)
+        for i, (text, logits, digest) in zip(batch, answers, strict=True):
             texts[i], first_logits[i] = text, logits
             digests[i] = np.frombuffer(bytes.fromhex(digest), np.uint8)
         steps = [record.needed for record in session.records]

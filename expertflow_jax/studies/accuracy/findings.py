@@ -54,7 +54,7 @@ def answer(rows: Sequence[CellRow]) -> Paragraph:
         )
     if lossy.verdicts:
         sentences.append(f"Of {count(len(lossy.verdicts), 'cell')} that accept losses, {_lossy_clauses(lossy)}.")
-    if fair := [other for other in speed_ups(rows) if other.policy not in ("resident", "oracle")]:
+    if fair := [other for other in speed_ups(rows) if not other.aim]:
         rates = [f"**{span(o.all_ratios)}** that of `{o.policy}` ({verdict(o.all_ratios)})" for o in fair]
         sentences.append(
             f"At equal cache size and without losses, the speed of `{SUBJECT}` is {', '.join(rates)}{clock_note(rows)}."

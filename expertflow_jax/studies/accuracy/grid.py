@@ -70,7 +70,7 @@ _AXES = (
     Axis("schedulers", made_by(scheduler_class)),
     Axis("policies", made_by(Variant.of, lambda policy: Variant.of(policy).label)),
     Axis("miss_policies", made_by(make_miss_policy)),
-    Axis("expert_dtypes", one_of(("", *BITS)), ("",)),
+    Axis("expert_dtypes", lambda where, dtype: dtype and one_of(BITS)(where, dtype), ("",)),  # "": the model's own
 )
 _FRACTIONS = Axis("cache_fractions", number(0.0, 1.0, above=True, unit="it is slots / experts"), ())
 _BUDGETS = Axis("memory_budgets", lambda _, budget: str(budget), ())

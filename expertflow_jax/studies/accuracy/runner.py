@@ -111,15 +111,15 @@ def plan(config: ml_collections.ConfigDict, workdir: Path) -> None:
         )
     for name, task_data in setting.data.items():
         console.print(f"task {name}: {len(task_data.examples)} examples, {task_data.prompt_tokens} prompt tokens")
-    shown: set[tuple] = set()
+    printed: set[tuple] = set()
     for cell in todo:
         memory = setting.plan(cell)
         key = (cell.task, memory, cell.expert_dtype)
-        if key not in shown:
-            shown.add(key)
+        if key not in printed:
+            printed.add(key)
             parts = ", ".join(f"{part} {format_bytes(size)}" for part, size in memory.describe())
-            kept = f" {cell.expert_dtype}" if cell.expert_dtype else ""
-            console.print(f"{cell.task}{kept} @{cell.memory_budget or f'{cell.cache_fraction:g}'}: {parts}")
+            dtype = f" {cell.expert_dtype}" if cell.expert_dtype else ""
+            console.print(f"{cell.task}{dtype} @{cell.memory_budget or f'{cell.cache_fraction:g}'}: {parts}")
     console.print(f"{len(todo)} cells")
     for cell in todo:
         console.print(f"  {cell.label()}", highlight=False)

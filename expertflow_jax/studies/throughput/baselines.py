@@ -68,7 +68,7 @@ def compare(setup: Setup, batch_size: int, new_tokens: int, repeats: int, python
     prompts = [Prompt(rng.integers(8, VOCABULARY, PROMPT_TOKENS).astype(np.int32)) for _ in range(batch_size)]
     setup = dataclasses.replace(setup, prompts=prompts, stages=setup.own_stages)
     stacked = fused.stacked_experts(setup)
-    found = []
+    comparisons = []
     with tempfile.TemporaryDirectory() as folder:
         reference = None
         if python:
@@ -83,11 +83,11 @@ def compare(setup: Setup, batch_size: int, new_tokens: int, repeats: int, python
                 }
                 if reference is not None:
                     runs[reference.name] = functools.partial(reference.run, phase)
-                found += _in_turns(window, runs, repeats)
+                comparisons += _in_turns(window, runs, repeats)
         finally:
             if reference is not None:
                 reference.close()
-    return found
+    return comparisons
 
 
 def _in_turns(window: Window, runs: dict[str, Callable[[], float]], repeats: int) -> list[Comparison]:

@@ -195,15 +195,15 @@ def _run_cell(config: ml_collections.ConfigDict, models: Models, cell: Cell, wor
     forecasts = [own for batch in window.forecasts() for own, _ in batch]
     recalls = {"none": None, "truth": 1.0, "predictor": forecast_recall(reference.needed, forecasts)}
     rows = []
-    for name, found in repeats.items():
-        variant, inside = variants[name], found[0].inside
+    for name, runs in repeats.items():
+        variant, inside = variants[name], runs[0].inside
         least = least_transfers(reference.needed, plans[name].slots, inside) * setup.store.expert_bytes
         rows.append(
             make_row(
                 window,
                 variant,
                 cell.cache_fraction,
-                found,
+                runs,
                 plan=plans[name],
                 resident_plan=resident_plan,
                 peak=warm[name].peak_device_bytes,
@@ -215,10 +215,10 @@ def _run_cell(config: ml_collections.ConfigDict, models: Models, cell: Cell, wor
             )
         )
     if cell.key == tuple(config.headline) and "expertflow" in repeats:
-        shown = sorted(repeats["expertflow"], key=lambda repeat: repeat.seconds)[len(repeats["expertflow"]) // 2]
+        middle = sorted(repeats["expertflow"], key=lambda repeat: repeat.seconds)[len(repeats["expertflow"]) // 2]
         title = f"expertflow, {cell.label()}"
-        write_atomically(workdir / "trace.json", timeline.trace_json(shown.events, title))
-        timeline.draw(shown.events, make_folder(workdir / "plots") / "timeline.png", title, TIMELINE_SECONDS)
+        write_atomically(workdir / "trace.json", timeline.trace_json(middle.events, title))
+        timeline.draw(middle.events, make_folder(workdir / "plots") / "timeline.png", title, TIMELINE_SECONDS)
     return rows
 
 

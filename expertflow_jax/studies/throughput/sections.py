@@ -53,19 +53,19 @@ def _measurements(config: ml_collections.ConfigDict, models: Any) -> list[tuple[
 
     def baselines(name: str, size: int) -> Callable[[], list[Line]]:
         def measure() -> list[Line]:
-            found = compare(models.get(name), size, steps[size], config.repeats, config.reference_python)
-            return [{"kind": "baseline", "ratio": one.ratio, **dataclasses.asdict(one)} for one in found]
+            comparisons = compare(models.get(name), size, steps[size], config.repeats, config.reference_python)
+            return [{"kind": "baseline", "ratio": one.ratio, **dataclasses.asdict(one)} for one in comparisons]
 
         return measure
 
-    found = [
+    measurements = [
         (f"resident against fused and transformers: {name}, batch {size}", baselines(name, size))
         for name in config.baseline_models
         for size in config.baseline_batch_sizes
     ]
     if config.host_cost:
-        found += [(f"host bookkeeping: {policy}", functools.partial(_host, policy)) for policy in HOST_POLICIES]
-    return found
+        measurements += [(f"host bookkeeping: {policy}", functools.partial(_host, policy)) for policy in HOST_POLICIES]
+    return measurements
 
 
 def _host(policy: str) -> list[Line]:

@@ -95,6 +95,7 @@ def cached(policy: str, fraction: float, scheduler: str = "fifo", miss_policy: s
     predictor = PREDICTOR_BYTES if policy == "expertflow" else 0
     values: dict[str, Any] = {
         "policy": policy,
+        "forecast": {"expertflow": "predictor", "oracle": "truth"}.get(policy, "none"),
         "scheduler": scheduler,
         "miss_policy": miss_policy,
         "lossless": lossless,
