@@ -25,6 +25,7 @@ from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe
 from expertflow_jax.offload.clock import RealClock, VirtualClock
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.misses import make_miss_policy
+from expertflow_jax.offload.policies.base import CachePolicy
 from expertflow_jax.processing.batching import Prompt, pad_prompts
 from expertflow_jax.simulation.costs import ComputeCosts, Line
 
@@ -195,3 +196,36 @@ def spoilt(stages, fault):
 
         other.trunk = jax.tree_util.tree_map_with_path(spoil, stages.trunk)
     return other
+
+
+class NextRouter(CachePolicy):
+    """Fetches what the next layer's router would choose on this layer's hidden state (2312.17238)."""
+
+    name = "next_router"
+    prefetches = True
+    forecast = "hidden"
+
+    def __init__(self):
+        self.queue: list[int] = []
+        self.asked_about: list[int] = []
+
+    def observe_hidden(self, layer, router_probs, top_k):
+        np.testing.assert_allclose(router_probs.sum(1), 1, rtol=1e-5)
+        self.asked_about.append(layer)
+        guesses = np.unique(np.argsort(-router_probs, axis=1)[:, :top_k])
+        self.queue = (layer * self.num_experts + guesses).tolist()
+
+    def next_prefetch(self):
+        return next((key for key in self.queue if self.slots.slot_of[key] < 0), -1)
+
+
+def test_a_policy_that_asks_for_hidden_states_is_told_what_the_next_router_says():
+    prompts = random_prompts(CONFIGS["plain"], 4, np.random.default_rng(2))
+    expected, _, resident = answer("plain", prompts, "resident", 24)
+    policy = NextRouter()
+    found, _, stats = answer("plain", prompts, policy, 9)
+    assert found == expected
+    layers = MODELS["plain"][1].num_layers
+    assert policy.asked_about == [*range(1, layers)] * stats["steps"]
+    assert stats["prefetches"] > 0
+    assert stats["compute_seconds"] > resident["compute_seconds"]  # asking is not free

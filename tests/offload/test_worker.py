@@ -45,7 +45,7 @@ def test_every_expert_is_delivered_at_any_number_of_slots(keyed_store, policy, l
     with ExpertCacheEngine(keyed_store(LAYERS, EXPERTS), slots, policy, link, RealClock()) as engine:
         engine.warm_up()
         engine.reset_stats()
-        asked = run(engine, random_steps(slots, 6), engine.policy.uses_forecast)
+        asked = run(engine, random_steps(slots, 6), engine.policy.forecast != "none")
         stats = engine.stats()
         assert stats["hits"] + stats["late"] + stats["misses"] == asked
         assert stats["peak_slot_bytes"] <= slots * stats["expert_bytes"]

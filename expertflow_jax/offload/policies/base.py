@@ -58,11 +58,6 @@ class CachePolicy:
     working = 1.0
     hidden = float("inf")
 
-    @property
-    def uses_forecast(self) -> bool:
-        """Whether `begin_step` wants a horizon, so that mispredictions can be told and counted."""
-        return self.forecast in ("predictor", "truth")
-
     def attach(self, slots: SlotPool) -> None:
         """Called once by the engine, and again when the cache starts anew, with all slots empty: forget everything.
 
