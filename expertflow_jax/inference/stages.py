@@ -1,7 +1,8 @@
 """The compiled stages of a model: each jitted once and shared by every layer of the same structure.
 
-Modules are split once with `nnx.split`; at run time only plain pytrees pass through `jax.jit` (an `nnx.jit` call
-costs milliseconds at 48 layers). Axes: B sequences, T new tokens, S cache length, N = B * T, K top-k, D model
+Modules are split once with `nnx.split`; at run time only tuples of arrays pass through `jax.jit` (an `nnx.jit` call
+costs milliseconds at 48 layers, and an `nnx.State` is taken apart in Python at every call, which takes longer than the
+call itself). Axes: B sequences, T new tokens, S cache length, N = B * T, K top-k, D model
 width, E experts, n experts in a group, C rows of an expert.
 """
 
@@ -18,20 +19,26 @@ from expertflow_jax.inference.rows import group_shapes
 from expertflow_jax.models import experts
 from expertflow_jax.processing.batching import PromptBatch
 
+Weights = tuple[jax.Array, ...]
+
 
 class LayerStages:
-    """Compiled functions of one structure of layer."""
+    """Compiled functions of one structure of layer; each takes the layer's weights, `treedef` puts them together."""
 
-    def __init__(self, graphdef: Any):
-        def attend(state: Any, x: jax.Array, k: jax.Array, v: jax.Array, *where: jax.Array) -> Any:
-            return nnx.merge(graphdef, state).attend_and_route(x, k, v, *where)
+    def __init__(self, graphdef: Any, treedef: Any):
+        def layer(weights: Weights) -> Any:
+            return nnx.merge(graphdef, jax.tree.unflatten(treedef, weights))
 
-        def dense(state: Any, x: jax.Array, k: jax.Array, v: jax.Array, *where: jax.Array) -> Any:
-            return nnx.merge(graphdef, state).dense(x, k, v, *where)
+        def attend(weights: Weights, x: jax.Array, k: jax.Array, v: jax.Array, *where: jax.Array) -> Any:
+            return layer(weights).attend_and_route(x, k, v, *where)
 
+        def dense(weights: Weights, x: jax.Array, k: jax.Array, v: jax.Array, *where: jax.Array) -> Any:
+            return layer(weights).dense(x, k, v, *where)
+
+        self.treedef = treedef
         self.attend = jax.jit(attend, donate_argnums=(2, 3))
         self.dense = jax.jit(dense, donate_argnums=(2, 3))
-        self.route = jax.jit(lambda state, h: nnx.merge(graphdef, state).route(h))
+        self.route = jax.jit(lambda weights, h: layer(weights).route(h))
 
 
 class Stages:
@@ -41,7 +48,7 @@ class Stages:
       dense_bytes: device bytes of everything but the experts.
       layout: of which arrays an expert consists.
       layer_stages: of each layer, shared by layers of one structure.
-      layer_states, trunk: the parameters on the device, of each layer and of the rest.
+      layer_weights, trunk_weights: the parameters on the device, of each layer and of the rest.
     """
 
     def __init__(self, module: Any, device: jax.Device | None = None):
@@ -51,7 +58,7 @@ class Stages:
         layers = list(module.layers)
         self.is_moe = [layer.is_moe for layer in layers]
         self.moe_layers = [i for i, moe in enumerate(self.is_moe) if moe]
-        self.layer_states = []
+        self.layer_weights: list[Weights] = []
         placed: dict[int, tuple[Any, jax.Array]] = {}  # what layers share (Switch's position biases) is there once
 
         def place(array: Any) -> jax.Array:
@@ -63,27 +70,29 @@ class Stages:
         self.layer_stages = []
         for layer in layers:
             graphdef, state = nnx.split(layer)
+            weights, treedef = jax.tree.flatten(state)
             if graphdef not in compiled:
-                compiled[graphdef] = LayerStages(graphdef)
+                compiled[graphdef] = LayerStages(graphdef, treedef)
             self.layer_stages.append(compiled[graphdef])
-            self.layer_states.append(jax.tree.map(place, state))
+            self.layer_weights.append(tuple(map(place, weights)))
         self._structures = list(compiled.values())
         module.layers, module.experts = nnx.List([]), nnx.List([])
         trunk_def, trunk = nnx.split(module)
         module.layers = nnx.List(layers)
-        self.trunk = jax.tree.map(place, trunk)
+        weights, self._trunk_treedef = jax.tree.flatten(trunk)
+        self.trunk_weights: Weights = tuple(map(place, weights))
         self.dense_bytes = sum(array.nbytes for _, array in placed.values())
         text = self.config.text
         self.dtype = module.dtype
         self._use(text.expert_layout(module.dtype))
 
-        def merged(state: Any) -> Any:
-            return nnx.merge(trunk_def, state)
+        def merged(weights: Weights) -> Any:
+            return nnx.merge(trunk_def, jax.tree.unflatten(self._trunk_treedef, weights))
 
-        self._vision = jax.jit(lambda state, pixels, where: merged(state).vision_stage(pixels, where))
-        self._embed = jax.jit(lambda state, ids, images, index: merged(state).embed_stage(ids, images, index))
-        self._head = jax.jit(lambda state, x: merged(state).head_stage(x))
-        self._deepstack = jax.jit(lambda state, x, visual, index: merged(state).add_deepstack(x, visual, index))
+        self._vision = jax.jit(lambda weights, pixels, where: merged(weights).vision_stage(pixels, where))
+        self._embed = jax.jit(lambda weights, ids, images, index: merged(weights).embed_stage(ids, images, index))
+        self._head = jax.jit(lambda weights, x: merged(weights).head_stage(x))
+        self._deepstack = jax.jit(lambda weights, x, visual, index: merged(weights).add_deepstack(x, visual, index))
 
         # Reshapes are inside: each would be a dispatch of its own, and there are many to a step.
         def combine(h: jax.Array, out: jax.Array, weights: jax.Array) -> jax.Array:
@@ -105,6 +114,17 @@ class Stages:
         self._compiled: set[tuple[int, int]] = set()  # (B, T) whose groups `precompile` has seen
         self._run = jax.jit(run, donate_argnums=0)
 
+    @property
+    def layer_states(self) -> list[Any]:
+        """`layer_weights` as states of NNX modules."""
+        pairs = zip(self.layer_stages, self.layer_weights, strict=True)
+        return [jax.tree.unflatten(stages.treedef, weights) for stages, weights in pairs]
+
+    @property
+    def trunk(self) -> Any:
+        """`trunk_weights` as the state of an NNX module without layers."""
+        return jax.tree.unflatten(self._trunk_treedef, self.trunk_weights)
+
     def with_layout(self, layout: experts.BufferLayout) -> "Stages":
         """The same dense parameters, serving experts of another layout."""
         other = copy.copy(self)
@@ -120,24 +140,24 @@ class Stages:
 
     def vision(self, pixel_values: np.ndarray, where: Any) -> tuple[jax.Array, jax.Array]:
         """Patches to image embeddings [N_image_tokens, D] and DeepStack features [n, N_image_tokens, D]."""
-        return self._vision(self.trunk, pixel_values, where)
+        return self._vision(self.trunk_weights, pixel_values, where)
 
     def embed(self, ids: np.ndarray, images: jax.Array | None, index: np.ndarray | None) -> jax.Array:
         """Token ids [B, T] with image embeddings merged in: [B, T, D]."""
-        return self._embed(self.trunk, ids, images, index)
+        return self._embed(self.trunk_weights, ids, images, index)
 
     def attend_and_route(self, layer: int, x: jax.Array, kv: tuple[jax.Array, jax.Array], *where: Any) -> Any:
         """Attention and router of MoE layer `layer` (index among all layers); donates `kv`."""
-        return self.layer_stages[layer].attend(self.layer_states[layer], x, *kv, *where)
+        return self.layer_stages[layer].attend(self.layer_weights[layer], x, *kv, *where)
 
     def dense_layer(self, layer: int, x: jax.Array, kv: tuple[jax.Array, jax.Array], *where: Any) -> Any:
         """A layer without experts; donates `kv`."""
-        return self.layer_stages[layer].dense(self.layer_states[layer], x, *kv, *where)
+        return self.layer_stages[layer].dense(self.layer_weights[layer], x, *kv, *where)
 
     def next_router(self, layer: int, h: jax.Array) -> jax.Array:
         """Speculative loading (2312.17238): what `layer`'s router would choose on the residual stream `h`
         of the layer before; router probabilities float32 [B, T, E]."""
-        return self.layer_stages[layer].route(self.layer_states[layer], h)[-1]
+        return self.layer_stages[layer].route(self.layer_weights[layer], h)[-1]
 
     def empty_output(self, tokens: int, top_k: int) -> jax.Array:
         """Zeroed expert outputs [N * K + 1, D]; the last row takes the padding."""
@@ -155,11 +175,11 @@ class Stages:
 
     def add_deepstack(self, x: jax.Array, visual: jax.Array, index: np.ndarray) -> jax.Array:
         """Adds DeepStack features at image positions."""
-        return self._deepstack(self.trunk, x, visual, index)
+        return self._deepstack(self.trunk_weights, x, visual, index)
 
     def head(self, x: jax.Array) -> jax.Array:
         """Final norm and output projection: float32 [..., V]."""
-        return self._head(self.trunk, x)
+        return self._head(self.trunk_weights, x)
 
     def precompile(self, batch: int, lengths: Iterable[int], most_rows: int | None = None) -> None:
         """Compiles every group of experts that a step may run: which ones it does run depends on the routing and on

@@ -186,15 +186,15 @@ def spoilt(stages, fault):
     """The same compiled stages with infinite weights in one place."""
     other = copy.copy(stages)
     if fault == "layer 1":
-        other.layer_states = list(stages.layer_states)
-        other.layer_states[1] = jax.tree.map(lambda weights: weights * np.inf, stages.layer_states[1])
+        other.layer_weights = list(stages.layer_weights)
+        other.layer_weights[1] = tuple(weights * np.inf for weights in stages.layer_weights[1])
     else:
         part = "embed_tokens" if fault == "embeddings" else "norm"
 
         def spoil(path, weights):
             return weights * np.inf if path[0].key == part else weights
 
-        other.trunk = jax.tree_util.tree_map_with_path(spoil, stages.trunk)
+        other.trunk_weights = tuple(jax.tree.leaves(jax.tree_util.tree_map_with_path(spoil, stages.trunk)))
     return other
 
 

@@ -52,16 +52,16 @@ KERNELS: dict[str, Callable[..., jax.Array]] = {"tiles": grouped_experts, "scan"
 
 
 def fused_step(stages: Stages, kernel: str) -> Callable[..., tuple[jax.Array, list]]:
-    """A jitted step: (layer states, stacked experts, kv, x [B, T, D], positions, start, lengths) -> final hidden
-    states [B, T, D] and the KV cache (donated).
+    """A jitted step: (weights of each layer, stacked experts, kv, x [B, T, D], positions, start, lengths) -> final
+    hidden states [B, T, D] and the KV cache (donated).
     """
     attends = [layer.attend for layer in stages.layer_stages]
     experts, kind = KERNELS[kernel], stages.config.text.expert_kind
 
-    def step(states: Any, stacked: Stacked, kv: list, x: jax.Array, *where: jax.Array) -> tuple[jax.Array, list]:
+    def step(weights: Any, stacked: Stacked, kv: list, x: jax.Array, *where: jax.Array) -> tuple[jax.Array, list]:
         new = []
-        for attend, state, (gate_up, down), (k, v) in zip(attends, states, stacked, kv, strict=True):
-            h, y, ids, weights, _, k, v = attend(state, x, k, v, *where)
+        for attend, layer, (gate_up, down), (k, v) in zip(attends, weights, stacked, kv, strict=True):
+            h, y, ids, weights, _, k, v = attend(layer, x, k, v, *where)
             top_k = ids.shape[-1]
             out = experts(gate_up, down, y.reshape(-1, y.shape[-1]), ids.reshape(-1, top_k), kind)
             flat = combine(h.reshape(-1, h.shape[-1]), out.reshape(-1, out.shape[-1]), weights.reshape(-1, top_k))
@@ -92,7 +92,6 @@ class FusedSession(InferenceSession):
 
     def _run(self, sequences: Sequences, x: jax.Array, positions: np.ndarray, lengths: np.ndarray) -> jax.Array:
         where = (positions, sequences.lengths, lengths)
-        states = self.stages.layer_states
-        hidden, sequences.kv = self._fused(states, self._stacked, sequences.kv, x, *where)
+        hidden, sequences.kv = self._fused(self.stages.layer_weights, self._stacked, sequences.kv, x, *where)
         sequences.lengths = sequences.lengths + lengths
         return hidden
