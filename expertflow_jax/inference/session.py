@@ -125,6 +125,10 @@ class InferenceSession:
         kv = [(jnp.zeros(shape, self.stages.dtype), jnp.zeros(shape, self.stages.dtype)) for shape in shapes]
         return Sequences(kv, np.zeros(len(next_position), np.int32), next_position.copy())
 
+    def begin_batch(self) -> None:
+        """Another batch than before runs from here on; a prefill says so itself."""
+        self.engine.begin_batch()
+
     def prefill(
         self,
         batch: PromptBatch,
@@ -134,7 +138,7 @@ class InferenceSession:
         horizon: np.ndarray | None,
     ) -> jax.Array:
         """Processes the prompts; returns final hidden states [B, T, D] (see `last_logits`)."""
-        self.engine.begin_batch()
+        self.begin_batch()
         visual = None if deepstack is None else (deepstack, batch.image_index)
         return self._step("prefill", sequences, x, batch.positions, batch.lengths, horizon, visual)
 

@@ -172,7 +172,7 @@ class Window:
         active = np.ones(self.batch_size, bool)
         for b, sequences, forecaster in zip(self.batches, started, forecasters, strict=True):
             tokens = self.setup.recording.tokens[b.rows]
-            session.engine.begin_batch()
+            session.begin_batch()
             for step in range(self.new_tokens):
                 x = session.stages.embed(np.ascontiguousarray(tokens[:, step : step + 1]), None, None)
                 horizon = forecaster.decode(x, active, ends=step + 1 == self.new_tokens)

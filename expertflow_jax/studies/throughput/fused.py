@@ -81,6 +81,9 @@ class FusedSession(InferenceSession):
         self._stacked = stacked
         self._fused = fused_step(stages, kernel)
 
+    def begin_batch(self) -> None:
+        pass
+
     def prefill(self, batch: PromptBatch, sequences: Sequences, x: Any, deepstack: Any, horizon: Any) -> jax.Array:
         return self._run(sequences, x, batch.positions, batch.lengths)
 
