@@ -132,10 +132,8 @@ REFUSED = [
     ({"prompts": turn({"type": "image"})}, "1 image placeholders"),
     ({"prompts": turn({"type": "image"}), "images": [PICTURE] * 2}, "1 images more"),
     *(({"prompts": ids}, "empty") for ids in ([[]], [[5], []], np.zeros((2, 0), int))),
-    *(
-        ({"prompts": ids}, "integers")
-        for ids in ([[True]], [True, 5], [[1.5]], [5, 1.5], [["5"]], [[None]], np.array(5))
-    ),
+    *(({"prompts": ids}, "integers") for ids in ([[True]], [True, 5], [[1.5]], [5, 1.5], [[5], ["a"]], np.array(5))),
+    *(({"prompts": ids}, "messages: want objects") for ids in ([["5"]], [[None]])),
     *(({"prompts": [[20, n]]}, "outside the vocabulary of 80") for n in (80, -1, 2**31, 2**32 + 5, 2**64, -(2**70))),
     ({"prompts": np.array([[2**63]], np.uint64)}, "outside the vocabulary"),
     ({"prompts": QUESTION, "max_new_tokens": True}, "max_new_tokens"),
