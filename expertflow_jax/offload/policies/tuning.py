@@ -11,17 +11,20 @@ from expertflow_jax.errors import InputError
 @dataclasses.dataclass(frozen=True)
 class Tuning:
     """Attributes:
-    memory: weight of the latest step in an expert's running frequency.
-    first_guess: frequency of an expert before its layer has been seen.
-    gain: a prefetch must be worth this many times its victim.
+    memory: weight of the latest step in an expert's running frequency. On made-up routing (24 runs: 6 traces, two cache
+      fractions, two links) 0.02, 0.05 and 0.2 took 0.998, 0.999 and 1.000 of the time with forecasts, and 1.025, 1.009
+      and 1.006 without any.
+    first_guess: frequency of an expert before its layer has been seen. A guess; its effect has not been measured.
+    gain: a prefetch must be worth this many times its victim. In the same runs 1, 1.02, 1.25, 1.5 and 2 took 0.9999 to
+      1.0004 of the time with forecasts and 0.9988 to 1.0001 without: it only keeps near ties from travelling.
     likely: a prefetch must be first used in one step at least this likely, by the share of the time in which compute
       does not wait: ((share from which it holds, chance), ...), falling to share 0; or one chance for all. A transfer
       in vain delays the next correction, which costs the more the less there is to hide it behind; and it has to
       choose its victim before the running layer's experts are free to go, so that in the end only what is certain
       travels unasked. On the recorded routing of five models, over links from 20 times faster than theirs to twice as
       slow, no one chance from 0 to 1 did as well as these three.
-    starved: below this share every transfer counts (see `ExpertFlow`).
-    balance_memory: weight of the latest step in that share.
+    starved: below this share every transfer counts (see `ExpertFlow`). Set by hand; other values were not compared.
+    balance_memory: weight of the latest step in that share. Set by hand as well.
     balance_unknown: that share before the first step has ended; of 0, 0.2, 0.4 and 1 the best on recorded routing.
     """
 
