@@ -82,7 +82,7 @@ def timed_rows(workdir: Path) -> list[tuple]:
 
 COMMANDS = {
     "scale": Command(
-        "eval.scale",
+        "eval.simulate",
         "configs/scale_cpu.py",
         host_rows,
         (
@@ -112,7 +112,7 @@ COMMANDS = {
         first_kill=".data.partial",
     ),
     "ablations": Command(
-        "eval.ablations",
+        "eval.simulate",
         "configs/ablations.py",
         lambda workdir: [(workdir / name).read_bytes() for name in ("ablations.jsonl", "ablations.md")],
         ("shapes=()", "sequences=4", "new_tokens=1", "batch_sizes=(1,)", "cache_fractions=(0.5,)"),
