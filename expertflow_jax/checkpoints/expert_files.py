@@ -46,13 +46,13 @@ class ExpertFiles:
           InputError: the file has become shorter, or the expert holds NaN or infinity.
         """
         number, way = self._stored[layer]
-        found = way.read(self._files, number, expert)
-        if not all(all_finite(part) for part in found):
+        matrices = way.read(self._files, number, expert)
+        if not all(all_finite(part) for part in matrices):
             raise InputError(
                 f"{self._path}: expert {expert} of layer {number} holds NaN or infinity; download it again, or use "
                 "another checkpoint of this training"
             )
-        gate_up, down = (part.astype(self._dtype, copy=False) for part in found)
+        gate_up, down = (part.astype(self._dtype, copy=False) for part in matrices)
         return gate_up, down
 
     def __iter__(self) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:

@@ -67,18 +67,18 @@ def pack(
     return np.concatenate([patches, padding], axis=1), np.tile(np.array([1, rows, columns], np.int64), (images, 1))
 
 
-def check_tokens(found: np.ndarray, needs: Sequence[int]) -> None:
+def check_tokens(image_tokens: np.ndarray, needs: Sequence[int]) -> None:
     """Checks that the images are those that the prompts have places for.
 
     Args:
-      found: int [B], image tokens of each prompt.
+      image_tokens: int [B], image tokens of each prompt.
       needs: tokens of each image, in the order of the prompts.
 
     Raises:
       InputError: image tokens and images do not fit together.
     """
     rest = list(needs)
-    for row, count in enumerate(found.tolist()):
+    for row, count in enumerate(image_tokens.tolist()):
         left = count
         while left > 0 and rest:
             left -= rest.pop(0)

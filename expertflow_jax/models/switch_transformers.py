@@ -105,21 +105,21 @@ class SwitchLayer(nnx.Module):
     ) -> tuple[jax.Array, ...]:
         """See `DecoderLayer.attend_and_route`; tokens of the other stack, and those beyond an expert's capacity, have
         expert -1."""
-        h, mine, k_cache, v_cache = self._attend(x, k_cache, v_cache, positions, *where)
+        h, of_stack, k_cache, v_cache = self._attend(x, k_cache, v_cache, positions, *where)
         y, ids, weights, probs = self.route(h)
         # The capacity holds for each sequence of a step; tokens of the other stack do not count.
-        chosen = jax.nn.one_hot(ids[..., 0], self.config.num_experts, dtype=jnp.int32) * mine[..., None]
+        chosen = jax.nn.one_hot(ids[..., 0], self.config.num_experts, dtype=jnp.int32) * of_stack[..., None]
         rank = (jnp.cumsum(chosen, axis=1) * chosen).sum(-1)
-        kept = mine & (rank <= self.config.expert_capacity)
-        return h, y, jnp.where(kept[..., None], ids, -1), weights, probs, k_cache, v_cache
+        within = of_stack & (rank <= self.config.expert_capacity)
+        return h, y, jnp.where(within[..., None], ids, -1), weights, probs, k_cache, v_cache
 
     def dense(
         self, x: jax.Array, k_cache: jax.Array, v_cache: jax.Array, positions: jax.Array, *where: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """See `DecoderLayer.dense`."""
-        h, mine, k_cache, v_cache = self._attend(x, k_cache, v_cache, positions, *where)
+        h, of_stack, k_cache, v_cache = self._attend(x, k_cache, v_cache, positions, *where)
         out = h + self.mlp(self.feed_forward_norm(h))
-        return jnp.where(mine[..., None], out, h), k_cache, v_cache
+        return jnp.where(of_stack[..., None], out, h), k_cache, v_cache
 
     def route(self, h: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """Softmax in float32, rounded to the model's dtype as the reference does, and the best expert.
@@ -154,22 +154,22 @@ class SwitchLayer(nnx.Module):
         inside = step < lengths[:, None]
         place = start[:, None] + step
         encoded = (start - positions[0, :, 0])[:, None]  # [B, 1], tokens of the encoder
-        mine = inside & ((place >= encoded) == self.decodes)
+        of_stack = inside & ((place >= encoded) == self.decodes)
         normed = self.self_norm(x)
         if not self.decodes:
             k, v = self.self_attention.keys_values(normed)
-            mask = jnp.broadcast_to(mine[:, None], (batch, length, length))
+            mask = jnp.broadcast_to(of_stack[:, None], (batch, length, length))
             attended = self.self_attention.attend(
                 self.self_attention.queries(normed), k, v, mask, self._bias(place, place)
             )
-            return jnp.where(mine[..., None], x + attended, x), mine, k_cache, v_cache
+            return jnp.where(of_stack[..., None], x + attended, x), of_stack, k_cache, v_cache
         room = k_cache.shape[1]
         k, v = self.self_attention.keys_values(normed)
         if length > 1:  # a step of one token decodes: the encoder's keys are in the cache
             if hasattr(self, "encoder_norm"):
-                x = jnp.where((inside & ~mine)[..., None], self.encoder_norm(x), x)
+                x = jnp.where((inside & ~of_stack)[..., None], self.encoder_norm(x), x)
             cross = self.cross_attention.keys_values(x)
-            own = mine[..., None, None]
+            own = of_stack[..., None, None]
             k, v = jnp.where(own, k, cross[0]), jnp.where(own, v, cross[1])
         # Padding is written nowhere: an index past the end is dropped.
         spot = (jnp.arange(batch)[:, None], jnp.where(inside, place, room))
@@ -184,7 +184,7 @@ class SwitchLayer(nnx.Module):
         queries = self.cross_attention.queries(self.cross_norm(h))
         mask = jnp.broadcast_to(before, mask.shape)
         h = h + self.cross_attention.attend(queries, k_cache, v_cache, mask, None)
-        return jnp.where(mine[..., None], h, x), mine, k_cache, v_cache
+        return jnp.where(of_stack[..., None], h, x), of_stack, k_cache, v_cache
 
     def _bias(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
         """Places int32 [B, T] and [B, S] -> float32 [B, H, T, S]."""

@@ -78,7 +78,7 @@ def user_turn(text: str, image_first: bool) -> list[dict[str, Any]]:
 
 def mean_by_group(groups: Sequence[str], scores: Sequence[float], prefix: str) -> Mapping[str, float]:
     """Mean score of each group, keys `prefix/group`."""
-    found: dict[str, list[float]] = {}
+    by_group: dict[str, list[float]] = {}
     for group, score in zip(groups, scores, strict=True):
-        found.setdefault(f"{prefix}/{group}", []).append(score)
-    return {name: float(np.mean(values)) for name, values in sorted(found.items())}
+        by_group.setdefault(f"{prefix}/{group}", []).append(score)
+    return {name: float(np.mean(values)) for name, values in sorted(by_group.items())}

@@ -52,8 +52,8 @@ def extract_choice(prediction: str, options: Mapping[str, str]) -> str | None:
         return None
     if len(prediction) > 2 * sum(len(text) for text in options.values()):
         return None
-    said = [letter for letter, text in options.items() if text.lower() in prediction.lower()]
-    return said[0] if len(said) == 1 else None
+    mentioned = [letter for letter, text in options.items() if text.lower() in prediction.lower()]
+    return mentioned[0] if len(mentioned) == 1 else None
 
 
 def _image_digest(pixels: np.ndarray) -> bytes:

@@ -26,10 +26,10 @@ def split_file(data_dir: Path, name: str, split: str, endings: Sequence[str]) ->
     if split not in SPLITS:
         raise InputError(f"{name}: no split {split!r}; known: {', '.join(SPLITS)}")
     paths = [data_dir / name / f"{split}{ending}" for ending in endings]
-    found = next((path for path in paths if path.is_file()), None)
-    if found is None:
+    there = next((path for path in paths if path.is_file()), None)
+    if there is None:
         raise InputError(f"{paths[0]}: no such file; task {name!r} reads {' or '.join(map(str, paths))}")
-    return found
+    return there
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -111,16 +111,18 @@ def windows(examples: Sequence[Example], ids: Sequence[np.ndarray], length: int)
     Raises:
       InputError: no document has two tokens.
     """
-    found = []
+    sequences = []
     for example, tokens in zip(examples, ids, strict=True):
         for start in range(0, len(tokens), length):
             part = tuple(int(i) for i in tokens[start : start + length])
             if len(part) > 1:
                 name = f"{example.id}#{start}"
-                found.append(dataclasses.replace(example, id=name, input_ids=part, text=None, target=list(part[1:])))
-    if not found:
+                sequences.append(
+                    dataclasses.replace(example, id=name, input_ids=part, text=None, target=list(part[1:]))
+                )
+    if not sequences:
         raise InputError("task 'text': no document has two tokens; there is nothing to foretell")
-    return found
+    return sequences
 
 
 class Prompts:

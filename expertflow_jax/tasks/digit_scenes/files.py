@@ -118,22 +118,26 @@ def _sample_digest(split: str, seed: int) -> str:
 def _read_manifest(data_dir: Path) -> dict[str, Any] | None:
     """None where there is none of this benchmark."""
     try:
-        found = json.loads((data_dir / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((data_dir / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and {"version", "seed", "questions", "sha256"} <= found.keys() else None
+    return (
+        manifest
+        if isinstance(manifest, dict) and {"version", "seed", "questions", "sha256"} <= manifest.keys()
+        else None
+    )
 
 
 def _checksums(data_dir: Path) -> dict[str, str]:
-    found = {}
+    checksums = {}
     for path in sorted([*data_dir.glob("vqa_v2/*.json"), *data_dir.glob("mmbench/*.tsv")]):
-        found[str(path.relative_to(data_dir))] = hashlib.sha256(path.read_bytes()).hexdigest()
+        checksums[str(path.relative_to(data_dir))] = hashlib.sha256(path.read_bytes()).hexdigest()
     for folder in sorted(data_dir.glob("vqa_v2/*/")):
         digest = hashlib.sha256()
         for path in sorted(folder.iterdir()):
             digest.update(path.name.encode() + path.read_bytes())
-        found[str(folder.relative_to(data_dir))] = digest.hexdigest()
-    return found
+        checksums[str(folder.relative_to(data_dir))] = digest.hexdigest()
+    return checksums
 
 
 def _jpeg(image: np.ndarray) -> bytes:
