@@ -73,16 +73,16 @@ class SwitchNames(DecoderNames):
 
     def bound(self, config: SwitchConfig, names: Collection[str] | None = None) -> "SwitchNames":  # type: ignore[override]
         # Files that transformers 4 wrote hold one table for both stacks, whether the head is tied or not.
-        own = TABLES | HEAD
+        separate = TABLES | HEAD
         one = next((name for name in ONE_TABLE if name in names), SHARED) if names is not None else SHARED
         if config.one_table:
-            tables = dict.fromkeys(own, one)
+            tables = dict.fromkeys(separate, one)
         elif names is None:
-            tables = own
+            tables = separate
         elif config.tie_word_embeddings:
-            tables = {key: name if name in names else one for key, name in own.items()}
+            tables = {key: name if name in names else one for key, name in separate.items()}
         else:
-            tables = own if set(TABLES.values()) & set(names) else dict.fromkeys(TABLES, SHARED) | HEAD
+            tables = separate if set(TABLES.values()) & set(names) else dict.fromkeys(TABLES, SHARED) | HEAD
         layers = config.text.encoder_layers
         return SwitchNames((SwitchExperts(layers),), encoder_layers=layers, tables=tuple(tables.items()))
 

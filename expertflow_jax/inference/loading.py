@@ -108,8 +108,8 @@ def load_model(
     store = _host_tier(experts, layout, host)
     processor = Processor.from_directory(path) if (path / "tokenizer.json").exists() else None
     stages = Stages(module).with_layout(layout)
-    kept = expert_dtype or str(jnp.dtype(module.dtype))
-    return LoadedModel(config, stages, store, host, experts, processor, fingerprint, path, kept)
+    stored_dtype = expert_dtype or str(jnp.dtype(module.dtype))
+    return LoadedModel(config, stages, store, host, experts, processor, fingerprint, path, stored_dtype)
 
 
 def with_expert_dtype(model: LoadedModel, expert_dtype: str, host_memory_budget: str | int | None) -> LoadedModel:

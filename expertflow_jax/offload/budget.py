@@ -30,9 +30,9 @@ def parse_bytes(amount: str | int) -> int:
       InputError: anything else, and negative amounts.
     """
     if isinstance(amount, str):
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", amount, re.IGNORECASE | re.ASCII)
-        if found and found[2].lower() in _UNITS:
-            return math.floor(Fraction(found[1]) * _UNITS[found[2].lower()])
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", amount, re.IGNORECASE | re.ASCII)
+        if match and match[2].lower() in _UNITS:
+            return math.floor(Fraction(match[1]) * _UNITS[match[2].lower()])
     elif not isinstance(amount, bool):
         try:
             number = operator.index(amount)

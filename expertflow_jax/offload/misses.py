@@ -113,9 +113,9 @@ class Substitute(MissPolicy):
         every = np.arange(len(tokens))
         for k in range(expert_ids.shape[1]):
             best = free.argmax(axis=1)
-            found = missing[:, k] & (free[every, best] >= 0)
-            ids[found, k] = best[found]
-            free[every[found], best[found]] = -1.0
+            replaced = missing[:, k] & (free[every, best] >= 0)
+            ids[replaced, k] = best[replaced]
+            free[every[replaced], best[replaced]] = -1.0
         new_ids = expert_ids.copy()
         new_ids[tokens] = ids
         runs = (new_ids >= 0) & changed[:, None]

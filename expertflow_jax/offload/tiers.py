@@ -65,10 +65,10 @@ class TieredStore:
     def reset(self) -> None:
         """Pins the preferred experts, the least preferred first to go: the same state whatever ran before."""
         with self._lock:
-            kept = {key: self._pinned.get(key) for key in self.preferred}
+            pinned = {key: self._pinned.get(key) for key in self.preferred}
             self._pinned.clear()
-            self._pinned.update((key, parts) for key, parts in kept.items() if parts is not None)
-            del kept
+            self._pinned.update((key, parts) for key, parts in pinned.items() if parts is not None)
+            del pinned
             for key in reversed(self.preferred):
                 self._fetch(key)
 

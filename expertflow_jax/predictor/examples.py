@@ -36,11 +36,11 @@ def benchmark_examples(
     Raises:
       InputError: no such task or split, malformed files, or fewer examples than asked for.
     """
-    found: list[Example] = []
+    chosen: list[Example] = []
     for name, count in counts.items():
         if not count:
             continue
-        rng = np.random.default_rng([seed, len(found)])
+        rng = np.random.default_rng([seed, len(chosen)])
         task = make_task(name, data_dir, split, image_first=image_first, prepared_dir=prepared_dir)
         examples = task.examples()
         if prepare is not None:
@@ -53,18 +53,18 @@ def benchmark_examples(
             raise InputError(
                 f"{name}: split {split!r} has {len(order)} examples, {first + count} are asked for; lower `sequences`"
             )
-        found += order[first : first + count]
-    return found
+        chosen += order[first : first + count]
+    return chosen
 
 
 def unusual_examples(count: int, *, image_first: bool = False, seed: int = 0) -> list[Example]:
     """Questions that no benchmark split holds: to read all nine cells of a scene of held-out scans."""
     rng = np.random.default_rng([seed, 17])
-    found = []
+    unusual = []
     for number in range(count):
         scene = sample_scene(rng)
         question = dense_question(scene, rng)
-        found.append(
+        unusual.append(
             Example(
                 id=f"all-cells-{number}",
                 messages=user_turn(vqa_v2.prompt_text(question.text), image_first),
@@ -75,4 +75,4 @@ def unusual_examples(count: int, *, image_first: bool = False, seed: int = 0) ->
                 max_new_tokens=vqa_v2.MAX_NEW_TOKENS,
             )
         )
-    return found
+    return unusual

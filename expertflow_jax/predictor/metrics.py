@@ -152,11 +152,11 @@ def step_metrics(
             order = np.argsort(logs, axis=-1, kind="stable")
             hit = np.cumsum(np.take_along_axis(used, order, axis=-1), axis=-1)[present]
             total = used[present].sum(-1)
-            found = [hit[..., n - 1].sum(0) for n in budgets]
+            hit_counts = [hit[..., n - 1].sum(0) for n in budgets]
             exact = np.take_along_axis(hit, np.maximum(total - 1, 0)[..., None], axis=-1)[..., 0]
-            found += [exact.sum(0), total.sum(0)]
+            hit_counts += [exact.sum(0), total.sum(0)]
             previous = sums.setdefault(phase, {}).get(method, 0)
-            sums[phase][method] = previous + np.array(found, np.float64)
+            sums[phase][method] = previous + np.array(hit_counts, np.float64)
     out: dict[str, Any] = {}
     names = [f"recall@{n}" for n in budgets] + ["recall@exact"]
     for phase, methods in sums.items():
@@ -183,7 +183,7 @@ def step_reliability(trace: RoutingTrace, probs: np.ndarray, *, batch_size: int,
       {"prompt" | "decode": {"calibration_error": float, "bins": see `calibration.reliability`}}.
     """
     order = np.random.default_rng(seed).permutation(len(trace))
-    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    pairs_of_phase: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for phase, mask in step_units(trace):
         for begin in range(0, len(trace), batch_size):
             rows = order[begin : begin + batch_size]
@@ -192,9 +192,9 @@ def step_reliability(trace: RoutingTrace, probs: np.ndarray, *, batch_size: int,
                 continue
             forecast = step_forecast(np.where(inside[..., None, None], probs[rows], 0.0))
             used = used_mask(trace.experts[rows][inside], trace.num_experts).any(0)
-            found.setdefault(phase, []).append((forecast, used))
+            pairs_of_phase.setdefault(phase, []).append((forecast, used))
     out: dict[str, Any] = {}
-    for phase, pairs in found.items():
+    for phase, pairs in pairs_of_phase.items():
         forecasts, truths = (np.stack(values) for values in zip(*pairs, strict=True))
         error = expected_calibration_error(forecasts, truths, bins=10)
         out[phase] = {"calibration_error": error, "bins": reliability(forecasts, truths)}

@@ -94,9 +94,9 @@ def token_table(methods: Mapping[str, Any], count: int, per_layer: bool) -> str:
 
 def recall_table(methods: Mapping[str, Any]) -> str:
     """Recall over all layers at every number of experts fetched, a row per method."""
-    shown = {method: values for method, values in methods.items() if method in TITLES}
-    counts = fetched(next(iter(shown.values())))
-    rows = [[TITLES[m], *(f"{v[f'recall@{n}']['mean']:.3f}" for n in counts)] for m, v in shown.items()]
+    titled = {method: values for method, values in methods.items() if method in TITLES}
+    counts = fetched(next(iter(titled.values())))
+    rows = [[TITLES[m], *(f"{v[f'recall@{n}']['mean']:.3f}" for n in counts)] for m, v in titled.items()]
     return _table(["method", *(f"recall@{n}" for n in counts)], rows)
 
 
@@ -155,7 +155,7 @@ def card(metrics: Mapping[str, Any], facts: Mapping[str, Any], config: Mapping[s
       facts: "model", "model_fingerprint", "command", "seed", "parameters", "bytes".
       config: what it was trained with, JSON-able.
     """
-    found = metrics["held_out"]
+    held_out = metrics["held_out"]
     return f"""# A routing path predictor
 
 Forecasts, from a token's input embedding and those before it, which experts the token, and the one after it, will
@@ -164,11 +164,11 @@ refused. The idea is ExpertFlow's (2410.17954). {facts["parameters"]:,} paramete
 
 Rebuild: `{facts["command"]}` (seed {facts["seed"]})
 
-Held-out traces ({found["sequences"]} sequences), experts of a token, all layers:
+Held-out traces ({held_out["sequences"]} sequences), experts of a token, all layers:
 
-{recall_table(found["token"]["all"])}
-{_following_table(found["token"]["following"]) if found["token"]["following"] else ""}
-{_step_tables(found)}
+{recall_table(held_out["token"]["all"])}
+{_following_table(held_out["token"]["following"]) if held_out["token"]["following"] else ""}
+{_step_tables(held_out)}
 Config:
 
 ```json

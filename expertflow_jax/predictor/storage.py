@@ -90,10 +90,10 @@ def load_predictor(path: str | Path, *, expect_fingerprint: str | None = None) -
         folder = folder.parent
     description = _read_description(folder / CONFIG)
     config = _read_config(description, folder / CONFIG)
-    found = description.get("model_fingerprint", "")
-    if expect_fingerprint is not None and found != expect_fingerprint:
+    fingerprint = description.get("model_fingerprint", "")
+    if expect_fingerprint is not None and fingerprint != expect_fingerprint:
         raise InputError(
-            f"predictor {folder} was trained for model {found or 'unknown'}, not for "
+            f"predictor {folder} was trained for model {fingerprint or 'unknown'}, not for "
             f"{expect_fingerprint}; train "
             "one for this model with train.predictor"
         )
@@ -117,7 +117,7 @@ def load_predictor(path: str | Path, *, expect_fingerprint: str | None = None) -
         scale=extras[_SCALE],
         bias=extras[_BIAS],
         popularity=extras[_POPULARITY],
-        model_fingerprint=found,
+        model_fingerprint=fingerprint,
         provenance=description.get("provenance"),
         metrics=description.get("metrics"),
     )

@@ -116,10 +116,10 @@ def check_link(text: str) -> str | None:
     Raises:
       InputError: no such GPU or link.
     """
-    found = re.fullmatch(r"\s*scaled\(\s*([\w-]+)\s*\)\s*", text)
-    if not found:
+    match = re.fullmatch(r"\s*scaled\(\s*([\w-]+)\s*\)\s*", text)
+    if not match:
         LinkSpec.parse(text)
         return None
-    if found[1] not in GPUS:
-        raise InputError(f"link {text!r}: no GPU {found[1]!r}; known are {', '.join(GPUS)}")
-    return found[1]
+    if match[1] not in GPUS:
+        raise InputError(f"link {text!r}: no GPU {match[1]!r}; known are {', '.join(GPUS)}")
+    return match[1]

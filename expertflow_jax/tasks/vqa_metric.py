@@ -29,11 +29,11 @@ would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll yo
 
 def _contractions() -> dict[str, str]:
     """Forms with one apostrophe forgotten, to the full form."""
-    found = {"somebody'd": "somebodyd"}  # the official table has this one the wrong way round
+    forms = {"somebody'd": "somebodyd"}  # the official table has this one the wrong way round
     for full in _CONTRACTED.split():
         for place in (i for i, letter in enumerate(full) if letter == "'"):
-            found[full[:place] + full[place + 1 :]] = full
-    return found
+            forms[full[:place] + full[place + 1 :]] = full
+    return forms
 
 
 _CONTRACTIONS = _contractions()

@@ -26,7 +26,7 @@ def official_accuracies(
       "vqa_v2" and "mmbench" (circular) accuracy in [0, 1], and those of `blind_accuracies`.
     """
     write_benchmark(data_dir, train=train, val=val, seed=seed)
-    found = {}
+    accuracies = {}
     with OffloadedModel.from_pretrained(
         str(export), policy="resident", dtype="float32", max_batch_size=batch_size, max_tokens=128
     ) as model:
@@ -41,5 +41,5 @@ def official_accuracies(
                     max_new_tokens=max(example.max_new_tokens for example in some),
                 )
                 predictions += [answer.text for answer in answers]
-            found[name] = task.aggregate(examples, predictions)["accuracy"]
-    return found | blind_accuracies(data_dir)
+            accuracies[name] = task.aggregate(examples, predictions)["accuracy"]
+    return accuracies | blind_accuracies(data_dir)

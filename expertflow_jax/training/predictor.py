@@ -104,8 +104,8 @@ def _make_step(graph, optimizer: optax.GradientTransformation, config: TrainingC
 
     def loss(params, embeddings, experts, token_weights, before, after, counted):
         logits, following, _ = nnx.merge(graph, params)(embeddings, before=before)
-        own = score(logits, experts, token_weights=token_weights)
-        return own + config.following_weight * score(following, after, counted=counted)
+        loss_now = score(logits, experts, token_weights=token_weights)
+        return loss_now + config.following_weight * score(following, after, counted=counted)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state, *batch):
@@ -195,13 +195,13 @@ def _arrays(
     longest = int(traces.trace.lengths[rows].max())
     crop = min(-(-longest // TOKEN_BUCKET) * TOKEN_BUCKET, decode.shape[1])
     weights = np.where(decode[rows, :crop], config.decode_weight, 1.0).astype(np.float32)
-    own = traces.embeddings[rows, :crop], traces.trace.experts[rows, :crop], weights
-    return *own, asked[rows], *following_experts(traces.trace, rows[:, None], asked[rows])
+    recorded = traces.embeddings[rows, :crop], traces.trace.experts[rows, :crop], weights
+    return *recorded, asked[rows], *following_experts(traces.trace, rows[:, None], asked[rows])
 
 
 def _check_fit(traces: TraceSet, model: PredictorConfig) -> None:
     trace = traces.trace
-    found = (traces.width, trace.num_layers, trace.num_experts, trace.top_k)
+    recorded = (traces.width, trace.num_layers, trace.num_experts, trace.top_k)
     wanted = (model.input_width, model.moe_layers, model.num_experts, model.top_k)
-    if found != wanted:
-        raise InputError(f"traces have (width, layers, experts, top_k) = {found}, the predictor expects {wanted}")
+    if recorded != wanted:
+        raise InputError(f"traces have (width, layers, experts, top_k) = {recorded}, the predictor expects {wanted}")

@@ -61,16 +61,16 @@ def blind_accuracies(data_dir: str | Path) -> dict[str, float]:
     Returns:
       "vqa_v2/question_only", "mmbench/question_only" and "mmbench/letter" (always the same letter), in [0, 1].
     """
-    found = {}
+    accuracies = {}
     vqa, choice = make_task("vqa_v2", data_dir, "val"), make_task("mmbench", data_dir, "val")
     val = vqa.examples()
     answers = question_only_answers(make_task("vqa_v2", data_dir, "train").examples(), val)
-    found["vqa_v2/question_only"] = vqa.aggregate(val, answers)["accuracy"]
+    accuracies["vqa_v2/question_only"] = vqa.aggregate(val, answers)["accuracy"]
     val = choice.examples()
     letters = question_only_choices(make_task("mmbench", data_dir, "train").examples(), val)
-    found["mmbench/question_only"] = choice.aggregate(val, letters)["accuracy"]
-    found["mmbench/letter"] = choice.aggregate(val, [BLIND_LETTER] * len(val))["accuracy"]
-    return found
+    accuracies["mmbench/question_only"] = choice.aggregate(val, letters)["accuracy"]
+    accuracies["mmbench/letter"] = choice.aggregate(val, [BLIND_LETTER] * len(val))["accuracy"]
+    return accuracies
 
 
 def _text(example: Example) -> str:

@@ -59,11 +59,13 @@ def write_benchmark(data_dir: str | Path, *, train: int, val: int, seed: int) ->
     try:
         data_dir.parent.mkdir(parents=True, exist_ok=True)
         with _alone(data_dir) as (partial, old):
-            found = _read_manifest(data_dir)
-            if found is not None and found == wanted | {key: found.get(key) for key in ("mmbench_questions", "sha256")}:
-                if _checksums(data_dir) == found["sha256"]:
-                    return found
-            elif found is None and data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
+            present = _read_manifest(data_dir)
+            if present is not None and present == wanted | {
+                key: present.get(key) for key in ("mmbench_questions", "sha256")
+            }:
+                if _checksums(data_dir) == present["sha256"]:
+                    return present
+            elif present is None and data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
                 raise InputError(f"{data_dir} holds files that are not this benchmark's; name an empty or a new folder")
             manifest = wanted | _write_all(partial, counts, seed)
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

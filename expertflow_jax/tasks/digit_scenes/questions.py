@@ -159,15 +159,15 @@ def neighbour(scene: Scene, rng: np.random.Generator) -> Question | None:
     name = _pick(rng, tuple(NEIGHBOURS))
     down, right = NEIGHBOURS[name]
     pairs = list(zip(scene.colors, scene.digits, strict=True))
-    found = []
+    pairs_of_cells = []
     for cell in scene.filled:
         row, column = cell // GRID + down, cell % GRID + right
         inside = 0 <= row < GRID and 0 <= column < GRID
         if inside and pairs.count(pairs[cell]) == 1 and scene.digits[row * GRID + column] != BLANK:
-            found.append((cell, row * GRID + column))
-    if not found:
+            pairs_of_cells.append((cell, row * GRID + column))
+    if not pairs_of_cells:
         return None
-    cell, other = _pick(rng, found)
+    cell, other = _pick(rng, pairs_of_cells)
     answer = _digit(scene, other)
     text = f"What digit is {name} the {_color(scene, cell)} {scene.digits[cell]}?"
     return Question(text, answer, "neighbour", "number", "relation", _digit_choices(rng, scene, answer))

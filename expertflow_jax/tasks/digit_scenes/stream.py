@@ -162,10 +162,10 @@ def held_out_batches(model: Qwen3VLMoeConfig, count: int, batch_size: int, seed:
             (item, multiple_choice(item.question, item.choices, item.answer, rng)) for item in items if item.choices
         ],
     }
-    found = []
+    batches = []
     for form, examples in forms.items():
         for start in range(0, len(examples) - batch_size + 1, batch_size):
             chosen: list[tuple[Item, tuple[str, str]]] = examples[start : start + batch_size]
             images = np.stack([item.image for item, _ in chosen])
-            found.append((form, encode(model, images, [pair for _, pair in chosen], TOKENS[form])))
-    return found
+            batches.append((form, encode(model, images, [pair for _, pair in chosen], TOKENS[form])))
+    return batches
