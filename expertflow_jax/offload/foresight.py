@@ -9,6 +9,9 @@ from jaxtyping import Float, Int
 from expertflow_jax.errors import InputError
 
 CALLED_FOR = 0.5  # forecast probability from which an expert counts as foreseen
+# Forecasts are rounded to multiples of 1 / GRID. The last bits of a predictor's probabilities differ between
+# instruction sets, and thresholds are compared in float32: without a grid decisions would depend on the machine.
+GRID = 1024
 
 
 class Foresight:
@@ -23,7 +26,8 @@ class Foresight:
         self.begin_step(None)
 
     def checked(self, horizon: np.ndarray) -> Float[np.ndarray, "H L E"]:
-        """
+        """The horizon on the grid.
+
         Raises:
           InputError: the horizon does not fit the model.
         """
@@ -33,7 +37,7 @@ class Foresight:
                 f"horizon {horizon.shape}: expected [H, {self._shape[0]}, {self._shape[1]}] with H >= 1; "
                 "is the forecast another model's?"
             )
-        return horizon
+        return on_grid(horizon)
 
     def begin_step(self, horizon: Float[np.ndarray, "H L E"] | None) -> None:
         """A step begins under this forecast; None: there is none."""
@@ -61,3 +65,9 @@ class Foresight:
             return 0
         self.mispredicted = missing[~self._called_for[missing]].tolist()
         return len(self.mispredicted)
+
+
+def on_grid(chances: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """The nearest multiples of 1 / GRID, halves to the even one: float32, exact."""
+    scaled = np.asarray(chances, np.float32) * np.float32(GRID)
+    return np.rint(scaled, out=scaled) / np.float32(GRID)

@@ -233,6 +233,8 @@ class Reference:
     # what the engine's caller sees
 
     def begin_step(self, horizon):
+        if horizon is not None:
+            horizon = np.rint(horizon * 1024) / 1024
         self.advance(self.now)
         self.release()
         if self.before is not None and self.now > self.before[0] and self.tick > self.before[2]:
@@ -251,6 +253,7 @@ class Reference:
         self.advance(self.now)
 
     def update_horizon(self, horizon):
+        horizon = np.rint(horizon * 1024) / 1024
         self.advance(self.now)
         if self.policy in ("oracle", "expertflow"):
             self.horizon, self.called_for, self.view = horizon, horizon[0], None
