@@ -1,31 +1,38 @@
 """Writes a module in the Hugging Face layout that transformers 5 reads and writes."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from expertflow_jax.checkpoints.families import family_of
 from expertflow_jax.checkpoints.files import INDEX, SINGLE
+from expertflow_jax.errors import InputError, brief
+from expertflow_jax.files import check_room, make_folder, whole_file, write_error, write_json
 from expertflow_jax.models.causal_lm import CausalLM, ModelConfig
 
+CONFIG = "config.json"
 SHARD_BYTES = 5 * 10**9
 
 
 def save_hf(directory: str | Path, config: ModelConfig, module: CausalLM, dtype: Any) -> None:
-    """Writes config.json and model.safetensors (several shards with an index above SHARD_BYTES).
+    """Writes model.safetensors (several shards with an index above SHARD_BYTES), then config.json.
+
+    The folder has its config.json once all weights are whole, so what a kill leaves is no checkpoint. An earlier
+    checkpoint in the folder stops being one when the writing begins.
 
     Args:
       directory: made if need be.
       config, module: the module holds its experts.
       dtype: that tensors are stored in.
+
+    Raises:
+      InputError: a file cannot be written.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     dtype = np.dtype(dtype)
     table = family_of(config).names.bound(config)
     tensors: dict[str, np.ndarray] = {}
@@ -40,9 +47,11 @@ def save_hf(directory: str | Path, config: ModelConfig, module: CausalLM, dtype:
         tensors |= table.experts[0].write(layer, parts["gate_up"], parts["down"])
     tensors |= {name: tensors[source] for name, source in table.copies(config).items()}
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    values = config.to_hf() | {"dtype": str(dtype)}
-    (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    _write(directory, tensors)
+    folder = make_folder(directory)
+    for name in (CONFIG, SINGLE, INDEX):
+        _remove(folder / name)
+    _write(folder, tensors)
+    write_json(folder / CONFIG, config.to_hf() | {"dtype": str(dtype)})
 
 
 def _write(directory: Path, tensors: dict[str, np.ndarray]) -> None:
@@ -55,13 +64,28 @@ def _write(directory: Path, tensors: dict[str, np.ndarray]) -> None:
         shards[-1][name] = tensor
         size += tensor.nbytes
     if len(shards) == 1:
-        save_file(shards[0], directory / SINGLE, metadata={"format": "pt"})
+        _write_shard(directory / SINGLE, shards[0])
         return
     where: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, directory / file, metadata={"format": "pt"})
+        _write_shard(directory / file, shard)
         where |= dict.fromkeys(shard, file)
     total = sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": where}
-    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def _write_shard(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    check_room(path, sum(tensor.nbytes for tensor in tensors.values()))
+    try:
+        with whole_file(path) as file:
+            save_file(tensors, file.name, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise InputError(f"{path}: cannot be written ({brief(str(error))}); free some space and rerun") from error
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error

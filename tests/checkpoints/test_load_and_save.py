@@ -91,6 +91,26 @@ def test_save_in_shards(tmp_path, monkeypatch):
     assert same(parameters(tmp_path / "again"), parameters(GOLDEN))
 
 
+def test_what_an_ended_save_leaves_is_no_checkpoint(tmp_path, monkeypatch):
+    module, folder = load_model(GOLDEN), tmp_path / "again"
+    save_hf(folder, module.config, module, np.float32)  # an earlier checkpoint, of one file
+    monkeypatch.setattr(save, "SHARD_BYTES", 60_000)
+    with monkeypatch.context() as patched:
+
+        def end_at_the_second(tensors, name, **options):
+            if "model-00002" in name:
+                raise KeyboardInterrupt
+            save_file(tensors, name, **options)
+
+        patched.setattr(save, "save_file", end_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            save_hf(folder, module.config, module, np.float32)
+    assert not list(folder.glob("*.partial"))
+    assert "config.json" in refusal(folder)
+    save_hf(folder, module.config, module, np.float32)
+    assert same(parameters(folder), parameters(GOLDEN))
+
+
 def test_shards(checkpoint):
     write_shards(checkpoint, {})
     assert same(parameters(checkpoint), parameters(GOLDEN))
