@@ -201,6 +201,15 @@ class CausalLM(nnx.Module):
         return x + jnp.where((image_index >= 0)[..., None], taken, 0)
 
     def head_stage(self, x: jax.Array) -> jax.Array:
-        """Final norm and output projection: [..., D] -> float32 [..., V]."""
-        kernel = self.embed_tokens.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
-        return jnp.dot(self.norm(x), kernel, preferred_element_type=jnp.float32)
+        """Final norm and output projection: [..., D] -> float32 [..., V].
+
+        One bfloat16 row alone goes through a head of its own as two: XLA's product of a vector and that matrix leaves
+        out a rounding (hundredths of a logit on a CPU, enough for another sample) and takes several times longer there.
+        So a sequence alone has the logits that it has in a batch.
+        """
+        if self.lm_head is None:
+            return jnp.dot(self.norm(x), self.embed_tokens.embedding[...].T, preferred_element_type=jnp.float32)
+        alone = self.dtype == jnp.bfloat16 and x.size == x.shape[-1]
+        rows = jnp.pad(x.reshape(1, -1), ((0, 1), (0, 0))) if alone else x  # [2, D] or [..., D]
+        logits = jnp.dot(self.norm(rows), self.lm_head.kernel[...], preferred_element_type=jnp.float32)
+        return logits[0].reshape(*x.shape[:-1], -1) if alone else logits

@@ -27,6 +27,15 @@ def test_samples_do_not_depend_on_the_batches(folder):
     assert len({tuple(answer.token_ids) for answer in answers[0]}) == 6
 
 
+def test_samples_of_a_sequence_alone_in_bfloat16():
+    answers = []
+    for batch in (2, 1):
+        with OffloadedModel.from_pretrained("digit_scenes_moe", max_batch_size=batch, max_tokens=32) as model:
+            answers.append(model.generate(["x"] * 2, temperature=1.0, seed=3, max_new_tokens=5))
+    assert answers[0] == answers[1]
+    assert len(answers[0][1].token_ids) > 1
+
+
 def test_a_sample_depends_on_its_number_and_step_alone():
     sampler = Sampler(temperature=1.0, seed=2**70)
     logits = RNG.normal(size=(6, 50)).astype(np.float32)
