@@ -27,6 +27,7 @@ ACCEPTED = (
     'array} or {"type": "image_url", "image_url": {"url": ...}}'
 )
 SOURCE_KEYS = ("image", "path", "url", "base64", "image_url")
+MEDIA_KEYS = ("image", "images", "image_url", "audio", "audios", "video", "videos")  # beside content nobody reads them
 HARMLESS_KEYS = {"type", "detail", "id", "cache_control"}  # other services' settings, of no meaning here
 
 
@@ -42,11 +43,17 @@ def split_pictures(messages: Sequence[Mapping[str, Any]], where: str) -> tuple[l
       is the next of the images that are given beside the messages.
 
     Raises:
-      InputError: an item of another kind, or a picture that is to be downloaded or is no picture.
+      InputError: an item of another kind, a picture that is to be downloaded or is no picture, or one beside the
+        content.
     """
     turns, pictures = [], []
     for number, message in enumerate(messages):
         turn = dict(message)
+        if beside := [key for key in MEDIA_KEYS if turn.get(key) not in (None, "", [], ())]:
+            raise InputError(
+                f'{where}: message {number}: "{beside[0]}" beside "content" is not read; put it among the items of '
+                f'"content": {ACCEPTED}'
+            )
         if isinstance(turn.get("content"), list | tuple):
             items = []
             for place, item in enumerate(turn["content"]):

@@ -82,6 +82,15 @@ def test_nothing_vanishes(item):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["image", "images", "image_url", "video", "audio"])
+def test_nothing_beside_the_content_vanishes(key):
+    with pytest.raises(InputError, match=rf'line 7: message 1: "{key}" beside "content" is not read') as caught:
+        check_messages(
+            [{"role": "user", "content": "a", key: None}, {"role": "user", "content": "b", key: "a.png"}], "line 7"
+        )
+    assert "\n" not in str(caught.value)
+
+
 def test_urls_are_to_be_downloaded_first():
     with pytest.raises(InputError, match="download it and pass the file"):
         open_image("https://example.org/a.png")
