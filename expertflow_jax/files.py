@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -69,6 +70,31 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
     """
     with whole_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def without_waiting(path: str, flags: int) -> int:
+    """An `opener` that does not wait for a pipe's other end; regular files are opened as ever."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
+
+
+def read_whole(path: Path | str, remedy: str) -> bytes:
+    """Content of a regular file; no pipe is waited for, and no device read without end.
+
+    Raises:
+      InputError: it is none, or cannot be read; one line that ends with `remedy`.
+    """
+    try:
+        with open(path, "rb", opener=without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InputError(f"{path}: not a regular file; {remedy}")
+            return file.read()
+    except (OSError, ValueError) as error:  # ValueError: no path of a file, such as one with NUL
+        if isinstance(error, InputError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"{path}: cannot be read ({reason}); {remedy}") from error
+    except MemoryError as error:
+        raise InputError(f"{path}: larger than the memory; {remedy}") from error
 
 
 def write_json(path: str | Path, value: Any, indent: int = 2) -> None:

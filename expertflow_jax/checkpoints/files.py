@@ -23,6 +23,7 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 
 from expertflow_jax.errors import InputError, brief
+from expertflow_jax.files import without_waiting
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 JSON_BYTES = 16 << 20  # of a config; the largest published ones are of a few MB
@@ -40,7 +41,7 @@ def read_json(path: Path, most_bytes: int = JSON_BYTES) -> dict[str, Any]:
         number that is NaN or infinite.
     """
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
+        with open(path, "rb", opener=without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise InputError(f"{path}: not a regular file; a checkpoint directory needs one")
@@ -59,11 +60,6 @@ def read_json(path: Path, most_bytes: int = JSON_BYTES) -> dict[str, Any]:
     if key is not None:
         raise InputError(f"{path}: {brief(key)} is NaN or infinite; want a finite number")
     return value
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Opens a pipe without waiting for its other end; regular files as ever."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _not_finite(value: Any, key: str = "") -> str | None:

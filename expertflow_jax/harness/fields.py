@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from expertflow_jax.errors import InputError
+from expertflow_jax.errors import InputError, brief
 
+LARGEST = 1e300  # of any number, so that sums of rows stay finite
 Plain = bool | int | float | str
 
 
@@ -48,14 +49,14 @@ class Field:
         if isinstance(value, np.generic):
             value = value.item()
         if self.kind is str:
-            if isinstance(value, str) and value:
+            if isinstance(value, str) and value and value.isprintable():
                 return value
             raise self._error(value, "want text")
         if self.kind is bool:
             if isinstance(value, bool):
                 return value
             raise self._error(value, "want true or false")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
             raise self._error(value, "want a finite number")
         if not self.low <= value <= self.high:
             raise self._error(value, f"outside [{self.low:g}, {self.high:g}]")
@@ -64,7 +65,7 @@ class Field:
         return value if self.kind is int else float(value)
 
     def _error(self, value: Any, wanted: str) -> InputError:
-        return InputError(f"result row: {self.name} is {value!r}, {wanted}")
+        return InputError(f"result row: {self.name} is {brief(repr(value))}, {wanted}")
 
 
 def _rate(name: str, commands: str, meaning: str, optional: bool = False) -> Field:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ml_collections
 
+from expertflow_jax.errors import InputError
 from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.locate import locate
 from expertflow_jax.tasks.builders.digests import Digests
@@ -49,12 +50,20 @@ def claim_inputs(workdir: Workdir, paths: Mapping[str, Path]) -> None:
     Raises:
       InputError: the rows that are there are of other contents; it names what changed.
     """
-    digests = Digests(workdir.path / MEMORY)
+    memory = Digests(workdir.path / MEMORY)
+    named = _named(paths, memory)
+    memory.remember()
+    try:
+        workdir.claim_inputs(named)
+    except InputError:  # what is remembered may be damaged, so files are read before they are called changed
+        workdir.claim_inputs(_named(paths, Digests(None)))
+
+
+def _named(paths: Mapping[str, Path], digests: Digests) -> dict[str, str]:
     named = {}
     for name, path in paths.items():
         if path.is_dir():
             named[name] = digests.together(sorted(file for file in path.rglob("*") if file.is_file()))
         else:
             named[name] = digests.of(path)
-    digests.remember()
-    workdir.claim_inputs(named)
+    return named

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from expertflow_jax.files import write_atomically
 from expertflow_jax.harness.document import Block, Code, Grid, Heading, Paragraph, to_html, to_markdown
+from expertflow_jax.harness.workdir import read_json
 
 
 def sections(grids: Iterable[tuple[str, str, Grid]], console: Console) -> list[Block]:
@@ -40,7 +41,7 @@ def attached(workdir: Path, names: Iterable[str]) -> list[Block]:
     blocks: list[Block] = []
     for name in names:
         if (workdir / name).exists():
-            text = json.dumps(json.loads((workdir / name).read_text(encoding="utf-8")), indent=2)
+            text = json.dumps(read_json(workdir / name), indent=2)
             blocks += [Heading(2, name.removesuffix(".json").capitalize()), Code(text, name)]
     return blocks
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from expertflow_jax import interrupts
-from expertflow_jax.errors import InputError
-from expertflow_jax.files import sync_folder, write_atomically, write_error
+from expertflow_jax.errors import InputError, brief
+from expertflow_jax.files import read_whole, sync_folder, write_atomically, write_error
 
 Parse = Callable[[Any], Any]
 _REMEDY = "delete the line to run it again"
@@ -88,10 +88,7 @@ def read_rows(path: Path, parse: Parse = parse_mapping, remedy: str = _REMEDY) -
     Raises:
       InputError: a damaged row, or a file that cannot be read.
     """
-    try:
-        content = path.read_bytes() if path.exists() else b""
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); name another --workdir") from error
+    content = read_whole(path, "name another --workdir") if path.exists() else b""
     rows = []
     *lines, _ = content.split(b"\n")
     for number, line in enumerate(lines, 1):
@@ -100,7 +97,7 @@ def read_rows(path: Path, parse: Parse = parse_mapping, remedy: str = _REMEDY) -
         except RecursionError as error:
             raise InputError(f"{path}, line {number}: nested too deeply; {remedy}") from error
         except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path}, line {number}: {error}; {remedy}") from error
+            raise InputError(f"{path}, line {number}: {brief(str(error), 400)}; {remedy}") from error
     return rows
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from expertflow_jax.errors import InputError
+from expertflow_jax.errors import InputError, brief
 from expertflow_jax.harness.fields import FIELDS, keys_of
 from expertflow_jax.models.expert_dtypes import BITS
 
@@ -65,11 +65,13 @@ class Measured:
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Self:
         """The row with these values; raises InputError for a missing or an unknown key."""
+        if not isinstance(row, Mapping):
+            raise InputError("result row: not a JSON object")
         names = keys_of(cls.command)
         if missing := [name for name in names if name not in row]:
             raise InputError(f"result row: no {missing[0]!r} (of {len(missing)} missing keys)")
         if unknown := [name for name in row if name not in names]:
-            raise InputError(f"result row: unknown key {unknown[0]!r}")
+            raise InputError(f"result row: unknown key {brief(repr(unknown[0]))}")
         return cls(**row)
 
 

@@ -16,8 +16,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from expertflow_jax.errors import InputError
-from expertflow_jax.files import PARTIAL, make_folder, write_error, write_json
+from expertflow_jax.errors import InputError, brief
+from expertflow_jax.files import PARTIAL, make_folder, read_whole, without_waiting, write_error, write_json
 from expertflow_jax.harness.row_file import Parse, RowFile, parse_mapping
 
 CONFIG, ENVIRONMENT, INPUTS = "config.json", "environment.json", "inputs.json"
@@ -26,6 +26,8 @@ _RESULTS = ("results.jsonl", "metrics.jsonl", "checkpoints")  # of something, so
 _ROWS = ("results.jsonl", "sections.jsonl", "ablations.jsonl")
 _OTHERS = ("data", "checkpoints")  # folders whose makers clear them themselves
 _ABSENT = "absent"
+_LATER = "resumed_under"  # key of environment.json: how later openings differed
+_MOST_NESTED = 100  # levels of a JSON file
 
 
 class Workdir:
@@ -82,8 +84,8 @@ class Workdir:
         if changed := sorted(name for name in {*before, *digests} if before.get(name) != digests.get(name)):
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
             raise InputError(
-                f"--workdir: {self.path} holds results of other inputs: {changed[0]}{more} is not what it was; "
-                "put it back, or name another --workdir"
+                f"--workdir: {self.path} holds results of other inputs: {brief(changed[0], 400)}{more} is not "
+                f"what it was; put it back, or name another --workdir ({INPUTS} has its digest)"
             )
 
     def close(self) -> None:
@@ -118,22 +120,30 @@ class Workdir:
         path = self.path / ENVIRONMENT
         if path.exists():
             first = read_json(path)
-            resumed = first.pop("resumed_under", [])
+            resumed = first.pop(_LATER, [])
+            if not _are_lists_of_lines(resumed):
+                raise InputError(f"{path}: {_LATER} is no list of lists of texts; name another --workdir")
             changed = differences(first, environment)
             if not changed or changed in resumed:
                 return
-            environment = {**first, "resumed_under": [*resumed, changed]}
+            environment = {**first, _LATER: [*resumed, changed]}
             if versions := version_changes(environment):
                 print(f"warning: {self.path} was begun under another version: {versions[-1]}", file=sys.stderr)
         write_json(path, environment)
 
 
+def _are_lists_of_lines(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(lines, list) and all(isinstance(line, str) for line in lines) for lines in values
+    )
+
+
 def version_changes(environment: Mapping[str, Any]) -> list[str]:
     """How the versions of what computes differ between the first and later openings: a line for each later one."""
     lines = []
-    for changed in environment.get("resumed_under", ()):
+    for changed in environment.get(_LATER, ()):
         if of_version := [line for line in changed if str(line).startswith(tuple(f"{v}:" for v in _VERSIONS))]:
-            lines.append("; ".join(of_version))
+            lines.append("; ".join(brief(line, 400) for line in of_version))
     return lines
 
 
@@ -157,15 +167,31 @@ def plain_value(value: Any) -> Any:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a workdir; raises InputError if the file is anything else."""
+    content = read_whole(path, "name another --workdir")
     try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); name another --workdir") from error
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error}); name another --workdir") from error
+        raise InputError(f"{path}: not JSON ({brief(str(error))}); name another --workdir") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a JSON object; name another --workdir")
+    if _nested_deeper(value, _MOST_NESTED):
+        raise InputError(f"{path}: nested too deeply; name another --workdir")
     return value
+
+
+def _nested_deeper(tree: Any, most: int) -> bool:
+    """Without recursion: what JSON's reader takes may be too deep for its writer."""
+    level = [tree]
+    for _ in range(most):
+        level = [
+            entry
+            for node in level
+            if isinstance(node, dict | list)
+            for entry in (node.values() if isinstance(node, dict) else node)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def differences(before: Any, after: Any, path: str = "") -> list[str]:
@@ -176,15 +202,20 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
             where = f"{path}.{key}" if path else str(key)
             lines += differences(before.get(key, _ABSENT), after.get(key, _ABSENT), where)
         return lines
-    return [] if before == after else [f"{path}: {before!r}, now {after!r}"]
+    return [] if before == after else [f"{brief(path)}: {_value(before)}, now {_value(after)}"]
+
+
+def _value(value: Any) -> str:
+    return brief(repr(value))
 
 
 def _locked(folder: Path) -> io.BufferedWriter:
     """An exclusive lock that the system drops when this process ends, however it ends."""
+    path = folder / ".lock"
     try:
-        lock = open(folder / ".lock", "wb")  # noqa: SIM115 (held until `close`)
+        lock = open(path, "wb", opener=without_waiting)  # noqa: SIM115 (held until `close`)
     except OSError as error:
-        raise write_error(folder, error) from error
+        raise write_error(path, error) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

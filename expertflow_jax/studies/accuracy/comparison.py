@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 from jaxtyping import Float
 
+from expertflow_jax.errors import InputError, brief
 from expertflow_jax.harness.data import TaskData
 from expertflow_jax.harness.rows import CellRow, cell_id, measured
 from expertflow_jax.inference.loading import LoadedModel
@@ -49,8 +50,14 @@ class Outcome:
     def read(writer: ResultWriter, name: str) -> "Outcome":
         """Reads back a finished all-resident cell; raises InputError if its files are damaged."""
         predictions, arrays = writer.predictions(name), writer.arrays(name)
-        steps, layers, experts = (int(n) for n in arrays["needed_shape"])
-        bits = np.unpackbits(arrays["needed"], count=steps * layers * experts)
+        try:
+            steps, layers, experts = (int(n) for n in arrays["needed_shape"])
+            bits = np.unpackbits(arrays["needed"], count=steps * layers * experts)
+            if not len(arrays["first_logits"]) == len(arrays["digests"]) == len(predictions):
+                raise ValueError(f"not of {len(predictions)} examples")
+        except (KeyError, TypeError, ValueError) as error:
+            path = writer.path / f"arrays/{name}.npz"
+            raise InputError(f"{path}: not the arrays of its cell ({brief(str(error))}); {writer.remedy}") from error
         return Outcome(
             [p["prediction"] for p in predictions],
             np.array([p["score"] for p in predictions], float),

@@ -167,7 +167,4 @@ def _text(value: Any) -> str:
 
 
 def _json(path: Path) -> str:
-    try:
-        return json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=2)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {error}; a report needs the files that the study wrote") from error
+    return json.dumps(read_json(path), indent=2)

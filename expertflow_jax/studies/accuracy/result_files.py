@@ -16,13 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from expertflow_jax.errors import InputError
-from expertflow_jax.files import make_folder, write_atomically
+from expertflow_jax.errors import InputError, brief
+from expertflow_jax.files import make_folder, read_whole, write_atomically
 from expertflow_jax.harness import row_file
 from expertflow_jax.harness.rows import CellRow, to_csv
 from expertflow_jax.harness.workdir import Workdir, plain_value
 
 ROWS = "results.jsonl"
+_DAMAGE = (  # what NumPy and zipfile raise on a damaged file
+    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError
+)  # fmt: skip
 _PREDICTION_KEYS = ("id", "prediction", "target", "score", "reference_prediction")
 
 
@@ -102,14 +105,20 @@ class ResultWriter(Workdir):
           InputError: it was added without, or the file is damaged.
         """
         path = self.path / f"arrays/{cell}.npz"
-        remedy = f"delete the row of its cell in {self._file.path} to run it again"
+        remedy = self.remedy
         if not path.exists():
             raise InputError(f"{path}: no such file, though the cell has a row; {remedy}")
+        content = read_whole(path, remedy)
         try:
-            with np.load(path, allow_pickle=False) as packed:
+            with np.load(io.BytesIO(content), allow_pickle=False) as packed:
                 return {name: packed[name] for name in packed.files}
-        except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-            raise InputError(f"{path}: damaged ({error}); {remedy}") from error
+        except (*_DAMAGE, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(f"{path}: damaged ({brief(str(error))}); {remedy}") from error
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a damaged file of a finished cell."""
+        return _remedy(self.path)
 
     def finish(self, rows: Sequence[CellRow] | None = None) -> None:
         """Writes results.csv anew from these rows; None: all."""
@@ -147,9 +156,16 @@ def read_predictions(workdir: str | Path, row: CellRow) -> list[dict[str, Any]]:
 def _predictions_file(folder: Path, row: CellRow) -> Path:
     """The row's predictions; raises InputError if they are not those that it was made of."""
     path = folder / f"predictions/{row.cell_id}.jsonl"
-    remedy = f"delete the row of its cell in {folder / ROWS} to run it again"
-    if not path.exists():
-        raise InputError(f"{path}: no such file, though the cell has a row; {remedy}")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != row.predictions_sha256:
+    remedy = _remedy(folder)
+    try:
+        if not path.exists():
+            raise InputError(f"{path}: no such file, though the cell has a row; {remedy}")
+    except OSError as error:  # a name that no file can have
+        raise InputError(f"{folder / ROWS}: cell_id {brief(row.cell_id)} names no file; {remedy}") from error
+    if hashlib.sha256(read_whole(path, remedy)).hexdigest() != row.predictions_sha256:
         raise InputError(f"{path}: not the predictions that its row was made of; put them back, or {remedy}")
     return path
+
+
+def _remedy(folder: Path) -> str:
+    return f"delete the row of its cell in {folder / ROWS} to run it again"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.files import write_atomically
+from expertflow_jax.files import read_whole, write_atomically
 
 SETTLED_SECONDS = 3
 _PIECE = 1 << 20
@@ -36,7 +36,7 @@ class Digests:
         self._entries: dict[str, tuple[Stamp, str]] = {}
         if memory is not None:
             with contextlib.suppress(OSError, ValueError, RecursionError, TypeError, AttributeError):
-                values: Any = json.loads(memory.read_text(encoding="utf-8"))
+                values: Any = json.loads(read_whole(memory, "delete it"))
                 self._entries = {str(name): (list(stamp), str(digest)) for name, (stamp, digest) in values.items()}
 
     def of(self, path: Path) -> str:

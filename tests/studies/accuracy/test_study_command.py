@@ -38,6 +38,13 @@ def get_config():
     return config
 """
 
+RESIDENT = """
+    config.tasks = ("vqa_v2",)
+    config.predictor = ""
+    config.grids.lossless = study_base.grid(("resident",), cache_fractions=(0.25,))
+    return config
+"""
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
@@ -219,3 +226,26 @@ def test_dry_run_prints_the_plan_and_writes_no_results(capsys, config, tmp_path)
 def test_another_config_in_the_same_folder_is_refused(capsys, config, finished):
     said = refused(capsys, config, f"--workdir={finished}", "--config.batch_size=2")
     assert "another config" in said
+
+
+@pytest.mark.slow
+def test_changed_weights_and_changed_answers_are_refused_by_name(capsys, data, tmp_path):
+    model, workdir, config = tmp_path / "model", tmp_path / "run", tmp_path / "resident.py"
+    shutil.copytree(locate("digit_scenes_moe"), model)
+    config.write_text(CONFIG.split("    grid =")[0] + RESIDENT)
+    arguments = [f"--workdir={workdir}", f"--config.model={model}", f"--config.data_dir={data}"]
+    whole = [f"--config={config}", *arguments]
+    assert cli.run_command(study.main, description="test", argv=whole) == 0
+    before = rows(workdir)
+    weights = model / "model.safetensors"
+    answers = data / "vqa_v2/v2_mscoco_val2014_annotations.json"
+    for path, name in ((weights, "model file model.safetensors"), (answers, f"data_dir file {answers}")):
+        content = path.read_bytes()
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        capsys.readouterr()
+        line = refused(capsys, config, *arguments)
+        assert f"other inputs: {name} is not what it was; put it back" in line
+        path.write_bytes(content)
+    assert cli.run_command(study.main, description="test", argv=whole) == 0
+    assert rows(workdir) == before
