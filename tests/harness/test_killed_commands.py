@@ -114,7 +114,10 @@ COMMANDS = {
     "ablations": Command(
         "eval.simulate",
         "configs/ablations.py",
-        lambda workdir: [(workdir / name).read_bytes() for name in ("ablations.jsonl", "ablations.md")],
+        lambda workdir: [  # the report names the command, and with it the workdir
+            (workdir / name).read_bytes().replace(str(workdir).encode(), b"DIR")
+            for name in ("ablations.jsonl", "ablations.md")
+        ],
         ("shapes=()", "sequences=4", "new_tokens=1", "batch_sizes=(1,)", "cache_fractions=(0.5,)"),
         first_kill="ablations.jsonl",
     ),
