@@ -58,7 +58,7 @@ def _processor() -> str:
     folder may be shared by machines of several kinds."""
     text = platform.machine()
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         text += next((line for line in lines if line.startswith(("flags", "Features"))), "")
     except OSError:
         text += platform.processor()

@@ -1,9 +1,14 @@
 """One cache of compiled programs for the whole suite: its workers, its subprocesses, and the next run."""
 
 import os
+import signal
 from pathlib import Path
 
 # Before jax is imported, and by environment so that subprocesses share it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "compiled-tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+# A suite that is started in the background inherits an ignored SIGINT; commands under test would not hear it either.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

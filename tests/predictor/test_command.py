@@ -7,6 +7,7 @@ import pytest
 from expertflow_jax import cli
 from expertflow_jax.predictor import load_predictor
 from expertflow_jax.predictor.examples import benchmark_examples
+from expertflow_jax.tasks.base import question_of
 from expertflow_jax.tasks.digit_scenes.files import write_benchmark
 from train import predictor as command
 
@@ -87,7 +88,7 @@ def test_examples_of_two_sets_stay_apart_and_circular_questions_come_once(tmp_pa
     first = benchmark_examples(tmp_path, "val", counts)
     second = benchmark_examples(tmp_path, "val", counts, skip=counts)
     assert len({example.id for example in (*first, *second)}) == 18
-    assert len({example.cluster for example in (*first[6:], *second[6:])}) == 6
+    assert len({question_of(example) for example in (*first[6:], *second[6:])}) == 6
     assert [example.id for example in benchmark_examples(tmp_path, "val", counts)] == [example.id for example in first]
 
 
