@@ -7,6 +7,7 @@ Axes: L MoE layers, E experts.
 """
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -20,6 +21,8 @@ from expertflow_jax.offload.misses import MissPolicy, make_miss_policy
 from expertflow_jax.offload.variant import Variant, new_engine
 from expertflow_jax.predictor import Predictor
 from expertflow_jax.simulation.costs import ComputeCosts
+
+_LOG = logging.getLogger(__name__)
 
 
 class Served(Protocol):
@@ -61,6 +64,8 @@ def open_session(
     """
     misses = make_miss_policy(miss_policy)
     engine = new_engine(model.store, variant, slots, link, clock, disk)
+    if concern := engine.policy.concern(model.stages.config.text.num_experts_per_tok):
+        _LOG.warning(concern)
     return InferenceSession(model.stages if stages is None else stages, engine, misses, costs)
 
 

@@ -248,6 +248,7 @@ class ExpertCacheEngine:
             self._guard.enter()
             self._link.pump(changed=False)
             self._next_layer()
+            self._empty_slots(layer)
             row = slice(layer * num_experts, (layer + 1) * num_experts)
             arrived = self.pool.ready(row)
             self.pool.keep(self.pool.slot_of[row][arrived])
@@ -324,6 +325,7 @@ class ExpertCacheEngine:
             self._link.pump(changed=False)
             counted = self._asked == layer
             self._next_layer()
+            self._empty_slots(layer)
             slots = pool.slot_of[keys]
             here = pool.state[slots] == READY
             all_here = bool(here.all())
@@ -342,6 +344,12 @@ class ExpertCacheEngine:
                 keys, slots = keys[here], slots[here]
             self._link.pump(changed=True)
             return keys, slots
+
+    def _empty_slots(self, layer: int) -> None:
+        """What the policy does not keep beyond its use leaves before `layer` is looked for."""
+        if self._traffic.scarce and len(slots := self.policy.leaving(layer)):
+            self._counts["wasted_prefetches"] += int(np.count_nonzero(self.pool.unused_prefetch[slots]))
+            self.pool.vacate(slots)
 
     def _token_counts(self, experts: np.ndarray, counts: np.ndarray | None) -> np.ndarray:
         if counts is None:

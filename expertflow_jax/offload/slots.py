@@ -93,6 +93,23 @@ class SlotPool:
         place = int(self.order[home].argmin()) + home.start
         return place if self.order[place] != KEPT else -1
 
+    def least(self, worth: np.ndarray, among: np.ndarray | None = None) -> int:
+        """The slot that may be overwritten and whose expert is worth least (ties: used longest ago), or -1.
+
+        Args:
+          worth: of every expert, [L * E].
+          among: bool [S], the slots that are meant; None: all.
+        """
+        free_S = self.order[:-1] != KEPT
+        if among is not None:
+            free_S &= among
+        slots_n = free_S.nonzero()[0]
+        if not len(slots_n):
+            return -1
+        worth_n = worth[self.key_of[slots_n]]
+        lowest_n = slots_n[worth_n == worth_n.min()]
+        return int(lowest_n[self.order[lowest_n].argmin()])
+
     def ready(self, keys: np.ndarray | slice) -> np.ndarray:
         """Whether each expert has arrived in a slot: bool [n]."""
         return self.state[self.slot_of[keys]] == READY
@@ -169,6 +186,15 @@ class SlotPool:
         if not pinned:
             self.order[slot] = self.last_used[slot] * self.slot_of.size + self.key_of[slot]
         return True
+
+    def vacate(self, slots: np.ndarray) -> None:
+        """Empties slots int [n], all READY and not KEPT; buffers stay allocated for reuse."""
+        self.slot_of[self.key_of[slots]] = -1
+        self.key_of[slots] = -1
+        self.state[slots] = EMPTY
+        self.order[slots] = KEPT
+        self.unused_prefetch[slots] = False
+        self.num_empty += len(slots)
 
     def clear(self) -> None:
         """Empties every slot; buffers stay allocated for reuse."""

@@ -25,7 +25,7 @@ class Traffic:
     """A `TransferSource`: queues, and the slots that transfers take.
 
     Attributes:
-      urgent: missing keys of the running layer-step, in order.
+      urgent: missing keys of the running layer-step in the policy's order, and what it wants to come with them.
       needed: keys asked for in this layer-step that were not there at once and have not been served.
       here: those of them that have arrived.
       busy: slots handed to computations that may still run: no victims for prefetches.
@@ -111,7 +111,7 @@ class Traffic:
             if slot < 0:
                 return None
             self.urgent.popleft()
-            return self._reserve(key, slot, "urgent")
+            return self._reserve(key, slot, "urgent" if key in self.needed else "prefetch")
         key = self._policy.next_prefetch() if self.scarce else -1
         if key >= 0:
             slot = self._slot_for(key, urgent=False)
@@ -127,7 +127,7 @@ class Traffic:
 
     def _slot_for(self, key: int, urgent: bool) -> int:
         home = self._policy.home(key // self._store.num_experts)
-        slot = self._pool.first_empty(home)
+        slot = self._policy.vacant(key, urgent)
         if slot >= 0:
             return slot
         slot = self._policy.victim(key, urgent)

@@ -25,6 +25,7 @@ from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe
 from expertflow_jax.offload.clock import RealClock, VirtualClock
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.misses import make_miss_policy
+from expertflow_jax.offload.policies import POLICIES
 from expertflow_jax.offload.policies.base import CachePolicy
 from expertflow_jax.processing.batching import Prompt, pad_prompts
 from expertflow_jax.simulation.costs import ComputeCosts, Line
@@ -59,7 +60,7 @@ def answer(model, prompts, policy, slots, *, miss="wait", truth=None, clock=None
 @settings(max_examples=10, deadline=None)
 @given(
     model=st.sampled_from(sorted(MODELS)),
-    policy=st.sampled_from(["on_demand", "cache_moe", "expertflow", "oracle"]),
+    policy=st.sampled_from(sorted(set(POLICIES) - {"resident"})),
     count=st.sampled_from([1, 4]),
     fraction=st.floats(0.01, 1.0),
     seed=st.integers(0, 50),
@@ -68,7 +69,8 @@ def test_lossless_is_bit_identical_to_resident(model, policy, count, fraction, s
     config, (_, store) = CONFIGS[model], MODELS[model]
     prompts = random_prompts(config, count, np.random.default_rng(seed))
     total = store.num_layers * store.num_experts
-    least = store.num_layers if policy == "cache_moe" else 1
+    least = POLICIES[policy].least_slots(store.num_layers, store.num_experts)
+    least = store.num_layers if policy == "cache_moe" else least
     expected, needed, _ = answer(model, prompts, "resident", total)
     truth = needed if policy in ("oracle", "expertflow") else None
     found, _, stats = answer(model, prompts, policy, max(least, int(fraction * total)), truth=truth)

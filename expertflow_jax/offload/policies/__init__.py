@@ -5,13 +5,23 @@ from typing import Any
 from expertflow_jax import names
 from expertflow_jax.offload.policies.base import CachePolicy
 from expertflow_jax.offload.policies.cache_moe import CacheMoE
+from expertflow_jax.offload.policies.class_lru import ClassLRU
 from expertflow_jax.offload.policies.expertflow import ExpertFlow
+from expertflow_jax.offload.policies.lfu import LFU
+from expertflow_jax.offload.policies.moe_infinity import MoEInfinity
 from expertflow_jax.offload.policies.on_demand import OnDemand
 from expertflow_jax.offload.policies.oracle import Oracle
+from expertflow_jax.offload.policies.pregated_forecast import PregatedForecast
 from expertflow_jax.offload.policies.resident import Resident
+from expertflow_jax.offload.policies.se_moe import SEMoE
+from expertflow_jax.offload.policies.speculative import Speculative
 
 POLICIES: dict[str, type[CachePolicy]] = {
-    policy.name: policy for policy in (Resident, OnDemand, CacheMoE, ExpertFlow, Oracle)
+    policy.name: policy
+    for policy in (
+        *(Resident, OnDemand, CacheMoE, ClassLRU, LFU, Speculative, SEMoE, PregatedForecast, MoEInfinity),
+        *(ExpertFlow, Oracle),
+    )
 }
 
 

@@ -9,6 +9,7 @@ Axes: H steps of the horizon, L MoE layers, E experts, S slots, N tokens of the 
 """
 
 import itertools
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from jaxtyping import Float, Int
 from expertflow_jax.offload.policies.tuning import Tuning
 from expertflow_jax.offload.slots import SlotPool
 
+_NO_SLOTS = np.zeros(0, np.int64)
 Forecast = Literal["none", "hidden", "predictor", "truth"]
 
 
@@ -34,8 +36,9 @@ def split_evenly(num_slots: int, num_layers: int) -> list[slice]:
 class CachePolicy:
     """Defaults: one cache shared by all layers, least recently used goes, nothing travels unasked.
 
-    A step calls, in order: `weigh`, `begin_step`, and for each layer that runs `observe`; in between, where somebody
-    wants it, `update_horizon`, `observe_hidden`, `urgency`, `next_prefetch`, `victim` and `moved`.
+    A step calls, in order: `weigh`, `begin_step`, and for each layer that runs `leaving` and `observe`; in between,
+    where somebody wants it, `update_horizon`, `observe_hidden`, `urgency`, `next_prefetch`, `vacant`, `victim` and
+    `moved`.
 
     Attributes:
       name: as in configs and results.
@@ -69,20 +72,33 @@ class CachePolicy:
         self.num_experts = slots.num_experts
         self._everywhere = slice(0, slots.num_slots)
 
+    def concern(self, top_k: int) -> str:
+        """One line for the user where so few slots cannot help a model that routes each token to `top_k` experts of
+        every layer; empty if there is none. Asked after `attach`."""
+        return ""
+
+    @staticmethod
+    def least_slots(num_layers: int, num_experts: int) -> int:
+        """How many slots the policy needs for a model of this size; `attach` refuses fewer."""
+        return 1
+
     def initial_keys(self) -> Int[np.ndarray, "S"]:
         """The expert that each slot holds before timing starts, -1 for none; each within its `home`, none twice.
 
         Asked after `attach`; `moved` follows for each. By default the same for every policy whose experts may be in any
         slot: experts in index order, spread evenly over the layers; homes are filled alike.
         """
-        num_slots, num_layers, num_experts = self.slots.num_slots, self.num_layers, self.num_experts
-        homes = [self.home(layer) for layer in range(num_layers)]
+        homes = [self.home(layer) for layer in range(self.num_layers)]
         if all(home == self._everywhere for home in homes):
-            homes = split_evenly(num_slots, num_layers)
-        keys_S = np.full(num_slots, -1, np.int32)
+            homes = split_evenly(self.slots.num_slots, self.num_layers)
+        return self.filled(homes)
+
+    def filled(self, homes: Sequence[slice]) -> Int[np.ndarray, "S"]:
+        """`initial_keys` where the first experts of every layer are put into these slots of it."""
+        keys_S = np.full(self.slots.num_slots, -1, np.int32)
         for layer, home in enumerate(homes):
-            empty = [slot for slot in range(home.start, home.stop) if keys_S[slot] < 0][:num_experts]
-            keys_S[empty] = layer * num_experts + np.arange(len(empty), dtype=np.int32)
+            empty = [slot for slot in range(home.start, home.stop) if keys_S[slot] < 0][: self.num_experts]
+            keys_S[empty] = layer * self.num_experts + np.arange(len(empty), dtype=np.int32)
         return keys_S
 
     def weigh(self, working: float, hidden: float) -> None:
@@ -110,12 +126,22 @@ class CachePolicy:
         choose `top_k` experts of each. Called for policies with `forecast = "hidden"` alone.
         """
 
+    def leaving(self, layer: int) -> Int[np.ndarray, "n"]:
+        """Slots that are emptied before the experts of `layer`, which is about to ask, are looked for: READY ones whose
+        `order` is not KEPT. For systems that keep nothing beyond its use; all others name none.
+        """
+        return _NO_SLOTS
+
     def home(self, layer: int) -> slice:
         """Slots that may hold experts of `layer`; at least one."""
         return self._everywhere
 
     def urgency(self, keys: np.ndarray) -> np.ndarray:
-        """Missing experts of the running layer, int64 [n] ascending, in the order in which they are to come."""
+        """Missing experts of the running layer, int64 [n] ascending, in the order in which they are to come.
+
+        Absent experts of that layer that nobody asked for may stand between: they travel in this order too, as
+        prefetches.
+        """
         return keys
 
     def next_prefetch(self) -> int:
@@ -125,6 +151,10 @@ class CachePolicy:
         Called whenever the link is free and nothing urgent waits.
         """
         return -1
+
+    def vacant(self, key: int, urgent: bool) -> int:
+        """The empty slot for the expert `key`, or -1; without one, `victim` is asked."""
+        return self.slots.first_empty(self.home(key // self.num_experts))
 
     def victim(self, key: int, urgent: bool) -> int:
         """The slot to overwrite so that expert `key` can travel: one of `home` whose `order` is not KEPT; -1 if there

@@ -12,9 +12,13 @@ class Resident(CachePolicy):
 
     name = "resident"
 
+    @staticmethod
+    def least_slots(num_layers: int, num_experts: int) -> int:
+        return num_layers * num_experts
+
     def attach(self, slots: SlotPool) -> None:
         super().attach(slots)
-        experts = slots.num_layers * slots.num_experts
+        experts = self.least_slots(slots.num_layers, slots.num_experts)
         if slots.num_slots < experts:
             raise InputError(
                 f"policy resident keeps all {experts} experts, but there are {slots.num_slots} slots; "
