@@ -65,10 +65,12 @@ class ExpertRows:
         return max(self.smallest, 1 << (count - 1).bit_length())
 
     def groups(self, experts: Sequence[int]) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
-        """Splits `experts` into groups of equal padding: yields (positions in `experts`, rows int32 [n, C])."""
+        """Splits those of `experts` that have rows into groups of equal padding: yields (positions in `experts`, rows
+        int32 [n, C])."""
         by_padding: dict[int, list[int]] = {}
         for position, expert in enumerate(experts):
-            by_padding.setdefault(self.padded(expert), []).append(position)
+            if self.counts[expert]:
+                by_padding.setdefault(self.padded(expert), []).append(position)
         nothing = self.order.size
         for padding, positions in sorted(by_padding.items()):
             sizes = group_sizes(padding)

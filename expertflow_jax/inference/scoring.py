@@ -58,7 +58,7 @@ def score_batch(
         following = batch.input_ids[:, min(place + 1, batch.input_ids.shape[1] - 1)]
         logits, surprise, best, finite = jax.device_get((logits_BxV, *_judge(logits_BxV, following)))
         foretold = (first <= place) & (place < batch.lengths[:count])
-        session.check_numbers(finite[:count] | ~foretold)
+        session.check_numbers(hidden, finite[:count] | ~foretold)
         for row in np.flatnonzero(foretold).tolist():
             digests[row].update(logits[row].tobytes())
             nats[row, place], greedy[row, place] = surprise[row], best[row]

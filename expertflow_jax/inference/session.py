@@ -1,16 +1,14 @@
-"""Steps a batch through the layers while the expert cache engine moves experts. (DESIGN sections 2, 6 and 7.)
+"""Steps batches through the layers while the expert cache engine moves experts. (DESIGN sections 2, 6, 6b and 7.)
 
-Per MoE layer: attention and router on the device, one small read of the chosen experts by the host, then the
-experts in rounds: those already in slots first, the missing ones as they arrive. Every row's output lands in its
-own place and is added in one fixed order, so rounds never change a result. Axes: B sequences, T new tokens,
-S cache length, L MoE layers, E experts, K top-k, N = B * T tokens of the step, V vocabulary.
+A *super-step* takes one step of every batch of a *block*: each of its members is a batch, at a phase and of a shape of
+its own, and the block's experts travel once for all of them (see `layers.py`). A step of one batch is a block of one.
+Axes: B sequences, T new tokens, L MoE layers, E experts, K top-k, V vocabulary.
 """
 
-import dataclasses
 import functools
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,57 +16,47 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from expertflow_jax.errors import NumericError
-from expertflow_jax.inference.device_memory import bytes_in_use
-from expertflow_jax.inference.rows import ExpertRows, expert_rows
+from expertflow_jax.inference.layers import Layers, Look
+from expertflow_jax.inference.members import Member, Sequences, StepRecord
 from expertflow_jax.inference.stages import Stages
-from expertflow_jax.offload.clock import Clock, bookkeeping
+from expertflow_jax.offload.clock import Clock
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.misses import MissPolicy
 from expertflow_jax.processing.batching import PromptBatch, bucket
 from expertflow_jax.simulation.costs import ComputeCosts
 
 
-@dataclasses.dataclass
-class StepRecord:
-    """What one step chose and asked for."""
+class _Past(NamedTuple):
+    """What a member was given, to run it once more: it writes the same keys and values to the same places.
 
-    phase: str  # "prefill" or "decode"
-    lengths: np.ndarray  # int32 [B], valid new tokens
-    expert_ids: np.ndarray  # int32 [B, T, L, K], the router's choice, -1 on padding
-    needed: np.ndarray  # bool [L, E], experts that the router asked for
-    speculative: np.ndarray | None  # float32 [B, T, L, E], next-router probabilities where recorded
+    References are weak where memory hangs on them: neither a KV cache nor what comes out lives longer for it.
+    """
 
-
-@dataclasses.dataclass
-class Sequences:
-    """The running state of a batch: KV cache and how far each sequence has come."""
-
-    kv: list[tuple[jax.Array, jax.Array]]  # per layer, each [B, S, Hkv, Dh]
-    lengths: np.ndarray  # int32 [B], tokens in the cache
-    next_position: np.ndarray  # int32 [B], M-RoPE position of the next token
-
-    @property
-    def nbytes(self) -> int:
-        """Device bytes of the KV cache."""
-        return sum(k.nbytes + v.nbytes for k, v in self.kv)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    """What a step was given, to run it once more: it writes the same keys and values to the same places."""
-
+    hidden: weakref.ref[jax.Array]  # what came out, [B, T, D]
+    sequences: weakref.ref[Sequences]
+    empty: functools.partial[Sequences]
     phase: str
-    sequences: weakref.ref[Sequences]  # weak, so that no KV cache lives longer than its batch
     x: jax.Array  # [B, T, D]
     positions: np.ndarray  # int32 [3, B, T]
     lengths: np.ndarray  # int32 [B]
     visual: tuple[jax.Array, np.ndarray | None] | None
 
+    def member(self) -> Member:
+        """The same part again."""
+        sequences = self.sequences()
+        if sequences is None:  # nobody wants to decode: these were prompts
+            sequences = self.empty()
+        else:
+            sequences.lengths = sequences.lengths - self.lengths
+        return Member(self.phase, sequences, self.x, self.positions, self.lengths, self.visual)
+
 
 class InferenceSession:
     """Runs prefill and decode steps of one model through one engine."""
 
-    _latest: _Step | None = None
+    _past: Sequence[_Past] = ()  # of the latest super-step
+    _batches = 0  # that have been started
+    _super_steps = 0
 
     def __init__(
         self,
@@ -90,11 +78,12 @@ class InferenceSession:
         self.engine = engine
         self.miss_policy = miss_policy
         self.costs = costs
-        self.records: list[StepRecord] | None = None
+        self.records: list[StepRecord] | None = None  # of every member of every super-step, where a list is put here
         self.record_speculative = record_speculative
         self.samples_memory = True  # takes milliseconds: off where a run is timed
-        self.peak_device_bytes = 0  # largest sum of what lives on the device, sampled once per shape of step
-        self._sampled: set[tuple[int, ...]] = set()
+        self.peak_device_bytes = 0  # largest sum of what lives on the device, sampled once per shape of super-step
+        self._sampled: set[tuple[tuple[int, ...], ...]] = set()
+        self._layers = Layers(stages, engine, miss_policy, costs)
 
     @property
     def clock(self) -> Clock:
@@ -118,12 +107,8 @@ class InferenceSession:
             # Decoding goes on for many steps, and a new group would hold up each in turn. A prefill is one step: what
             # it needs is compiled as it comes, which is less than all that it might have needed.
             self.stages.precompile(size, [1])
-        self._empty = functools.partial(self._no_tokens, shapes, batch.next_position)
-        return self._empty()
-
-    def _no_tokens(self, shapes: Sequence[tuple[int, ...]], next_position: np.ndarray) -> Sequences:
-        kv = [(jnp.zeros(shape, self.stages.dtype), jnp.zeros(shape, self.stages.dtype)) for shape in shapes]
-        return Sequences(kv, np.zeros(len(next_position), np.int32), next_position.copy())
+        self._batches += 1
+        return _no_tokens(shapes, self.stages.dtype, batch.next_position, self._batches)
 
     def begin_batch(self) -> None:
         """Another batch than before runs from here on; a prefill says so itself."""
@@ -137,17 +122,38 @@ class InferenceSession:
         deepstack: jax.Array | None,
         horizon: np.ndarray | None,
     ) -> jax.Array:
-        """Processes the prompts; returns final hidden states [B, T, D] (see `last_logits`)."""
-        self.begin_batch()
-        visual = None if deepstack is None else (deepstack, batch.image_index)
-        return self._step("prefill", sequences, x, batch.positions, batch.lengths, horizon, visual)
+        """Processes the prompts of one batch; returns final hidden states [B, T, D] (see `last_logits`)."""
+        return self.super_step([Member.prefill(batch, sequences, x, deepstack)], horizon)[0]
 
     def decode(self, sequences: Sequences, x: jax.Array, active: np.ndarray, horizon: np.ndarray | None) -> jax.Array:
-        """One token for each active sequence: x [B, 1, D] -> hidden states [B, 1, D]."""
-        positions = np.broadcast_to(sequences.next_position[None, :, None], (3, len(active), 1))
-        lengths = active.astype(np.int32)
-        hidden = self._step("decode", sequences, x, np.ascontiguousarray(positions), lengths, horizon, None)
-        sequences.next_position = sequences.next_position + lengths
+        """One token for each active sequence of one batch: x [B, 1, D] -> hidden states [B, 1, D]."""
+        return self.super_step([Member.decode(sequences, x, active)], horizon)[0]
+
+    def super_step(
+        self, members: Sequence[Member], horizon: Float[np.ndarray, "H L E"] | None
+    ) -> list[Float[jax.Array, "B T D"]]:
+        """One step of every member; returns the final hidden states of each (see `last_logits`).
+
+        Args:
+          members: each of another batch, in any order, at any phase.
+          horizon: forecast of what all of them will use, see `ExpertCacheEngine.begin_step`.
+        """
+        if any(member.phase == "prefill" for member in members):
+            self.begin_batch()
+        self._super_steps += 1
+        records = [self._new_record(member) for member in members]
+        sample = self._new_shape(members)
+        try:
+            self.engine.begin_step(horizon)
+            hidden, peak = self._layers.run(members, records, sample=sample)
+        finally:
+            self.engine.end_step()  # also when it was given up: any thread may begin the next one
+        self.peak_device_bytes = max(self.peak_device_bytes, peak)
+        for member in members:
+            member.advance()
+        self._past = [_past(member, out) for member, out in zip(members, hidden, strict=True)]
+        if self.records is not None:
+            self.records += records
         return hidden
 
     def last_logits(self, hidden: jax.Array, lengths: Int[np.ndarray, "B"]) -> Float[np.ndarray, "B V"]:
@@ -157,7 +163,7 @@ class InferenceSession:
           NumericError: a sequence's are NaN or infinite.
         """
         logits_BxV, finite_B = jax.device_get(_with_finite(self.device_logits(hidden, lengths)))
-        self.check_numbers(finite_B | (lengths == 0))
+        self.check_numbers(hidden, finite_B | (lengths == 0))
         return logits_BxV
 
     def device_logits(self, hidden: jax.Array, lengths: Int[np.ndarray, "B"]) -> jax.Array:
@@ -166,9 +172,9 @@ class InferenceSession:
         self._spend("head_seconds", len(lengths))
         return logits_BxV
 
-    def check_numbers(self, finite: Bool[np.ndarray, "B"]) -> None:
-        """Raises NumericError if logits of the latest step are NaN or infinite: `finite` is false for a sequence whose
-        are. The step runs once more to find the layer where they arise."""
+    def check_numbers(self, hidden: jax.Array, finite: Bool[np.ndarray, "B"]) -> None:
+        """Raises NumericError if logits of the latest super-step are NaN or infinite: `finite` is false for a sequence
+        whose are. The member that `hidden` came out of runs once more to find the layer where they arise."""
         if finite.all():
             return
         names: list[str] = []
@@ -178,15 +184,10 @@ class InferenceSession:
             if not names and not np.isfinite(np.asarray(x, np.float32)[inside_BxT]).all():
                 names.append(name)
 
-        if (step := self._latest) is not None:
-            sequences = step.sequences()
-            if sequences is None:  # nobody wants to decode: these were prompts
-                sequences = self._empty()
-            else:
-                sequences.lengths = sequences.lengths - step.lengths
-            self.records = self.costs = None
-            look("the input embeddings", step.x, step.lengths)
-            self._step(step.phase, sequences, step.x, step.positions, step.lengths, None, step.visual, look)
+        for past in self._past:
+            if past.hidden() is hidden:
+                look("the input embeddings", past.x, past.lengths)
+                self._look_again(past.member(), look)
         numbers = ", ".join(str(row) for row in np.flatnonzero(~finite)[:8])
         raise NumericError(
             f"the model's logits are NaN or infinite (sequence {numbers} of the batch); they arise first in "
@@ -194,148 +195,66 @@ class InferenceSession:
             "without quantised experts"
         )
 
-    def _step(self, *step: Any) -> jax.Array:
+    def _look_again(self, member: Member, look: Look) -> None:
+        """Runs a member's step for `look` alone, off the clock."""
         try:
-            return self._layers(*step)
+            self.engine.begin_step(None)
+            layers = Layers(self.stages, self.engine, self.miss_policy, None)
+            layers.run([member], [self._new_record(member)], look=look)
         finally:
-            self.engine.end_step()  # also when it was given up: any thread may begin the next one
+            self.engine.end_step()
 
-    def _layers(
-        self,
-        phase: str,
-        sequences: Sequences,
-        x: jax.Array,
-        positions: np.ndarray,
-        lengths: np.ndarray,
-        horizon: np.ndarray | None,
-        visual: tuple[jax.Array, np.ndarray | None] | None,
-        look: Callable[[str, jax.Array, np.ndarray], None] | None = None,
-    ) -> jax.Array:
-        """Runs all layers; `look` is called with the name of each, its output [B, T, D] and `lengths`."""
-        self._latest = _Step(phase, weakref.ref(sequences), x, positions, lengths, visual)
-        record = self._new_record(phase, x.shape, lengths)
-        where = (positions, sequences.lengths, lengths)
-        speculated = None
-        moe_layer = 0
-        sample = self._new_shape(x.shape[:2], sequences.kv[-1][0].shape[1])
-        self.engine.begin_step(horizon)
-        runs = self.stages.config.text.decode_layers
-        for layer, is_moe in enumerate(self.stages.is_moe):
-            if phase == "decode" and not runs[layer]:
-                moe_layer += is_moe
-                continue
-            if not is_moe:
-                x, *kv = self.stages.dense_layer(layer, x, sequences.kv[layer], *where)
-                sequences.kv[layer] = tuple(kv)
-            else:
-                h, y, ids, weights, probs, *kv = self.stages.attend_and_route(layer, x, sequences.kv[layer], *where)
-                sequences.kv[layer] = tuple(kv)
-                chosen = np.asarray(ids)
-                self._spend("attend_seconds", int(lengths.sum()))
-                record.expert_ids[:, :, moe_layer] = chosen
-                if record.speculative is not None:
-                    record.speculative[:, :, moe_layer] = 0 if speculated is None else np.asarray(speculated)
-                    speculated = self._speculate(layer, h)
-                x = self._experts(moe_layer, layer, h, y, chosen, weights, probs, record.needed[moe_layer], sample)
-                moe_layer += 1
-            if visual is not None and visual[1] is not None and layer < visual[0].shape[0]:
-                x = self.stages.add_deepstack(x, visual[0][layer], visual[1])
-            if look is not None:
-                look(f"layer {layer}", x, lengths)
-        sequences.lengths = sequences.lengths + lengths
-        if self.records is not None:
-            self.records.append(record)
-        return x
-
-    def _experts(
-        self,
-        layer: int,
-        decoder_layer: int,
-        h: jax.Array,
-        y: jax.Array,
-        chosen: np.ndarray,
-        weights: jax.Array,
-        probs: jax.Array,
-        needed: np.ndarray,
-        sample: bool,
-    ) -> jax.Array:
-        batch, length, top_k = chosen.shape
-        tokens = batch * length
-        ids = chosen.reshape(tokens, top_k)
-        rows = self._sorted(ids)
-        counts_E = rows.counts.astype(np.int32)
-        np.greater(counts_E, 0, out=needed)
-        mix: Any = weights
-        ahead = self._speculate(decoder_layer, h) if self.engine.watches_hidden else None
-        if ahead is not None:
-            self._spend("route_seconds", int((ids[:, 0] >= 0).sum()))
-        if not self.miss_policy.lossless:
-            usable = self.engine.usable(layer)
-            self.engine.note_lossy(layer, np.flatnonzero(needed).astype(np.int32), usable, counts_E)
-            ids, mix = self.miss_policy.resolve(
-                ids, np.asarray(mix).reshape(ids.shape), np.asarray(probs).reshape(tokens, -1), usable
-            )
-            rows = self._sorted(ids)
-        out = self.stages.empty_output(tokens, top_k)
-        for experts, buffers in self.engine.rounds(layer, rows.needed, counts_E):
-            for positions, group in self._groups(rows, experts):
-                out = self.stages.run_experts(out, y, group, [buffers[p] for p in positions])
-            if ahead is not None:
-                self._observe_next(layer, ahead, chosen)
-                ahead = None
-            self._spend("experts_seconds", [int(rows.counts[e]) for e in experts])
-        if ahead is not None:
-            self._observe_next(layer, ahead, chosen)
-        if sample:
-            self.peak_device_bytes = max(self.peak_device_bytes, bytes_in_use())
-        return self.stages.combine(h, out, mix)
-
-    @bookkeeping
-    def _sorted(self, ids: np.ndarray) -> ExpertRows:
-        return expert_rows(ids, self.engine.store.num_experts)
-
-    @bookkeeping
-    def _groups(self, rows: ExpertRows, experts: Sequence[int]) -> list[tuple[tuple[int, ...], np.ndarray]]:
-        return list(rows.groups(experts))
-
-    def _new_shape(self, shape: tuple[int, ...], room: int) -> bool:
-        """Whether no step of these shapes has run yet: asking the device what it holds costs milliseconds, and
-        steps of one shape hold the same."""
-        new = self.samples_memory and (*shape, room) not in self._sampled
-        self._sampled.add((*shape, room))
+    def _new_shape(self, members: Sequence[Member]) -> bool:
+        """Whether no super-step of these shapes has run yet: asking the device what it holds costs milliseconds, and
+        super-steps of the same shapes hold the same."""
+        shapes = tuple(sorted(member.shape for member in members))
+        new = self.samples_memory and shapes not in self._sampled
+        self._sampled.add(shapes)
         return new
 
-    def _new_record(self, phase: str, shape: tuple[int, ...], lengths: np.ndarray) -> StepRecord:
-        batch, length, _ = shape
+    def _new_record(self, member: Member) -> StepRecord:
+        batch, length, _ = member.shape
         num_layers, num_experts = self.engine.store.num_layers, self.engine.store.num_experts
         top_k = self.stages.config.text.num_experts_per_tok
         speculative = None
         if self.record_speculative:
             speculative = np.zeros((batch, length, num_layers, num_experts), np.float32)
         return StepRecord(
-            phase,
-            lengths.copy(),
+            member.phase,
+            self._super_steps,
+            member.sequences.batch,
+            member.lengths.copy(),
             np.full((batch, length, num_layers, top_k), -1, np.int32),
             np.zeros((num_layers, num_experts), bool),
             speculative,
         )
 
-    def _speculate(self, layer: int, h: jax.Array) -> jax.Array | None:
-        following = [n for n in self.stages.moe_layers if n > layer]
-        return self.stages.next_router(following[0], h) if following else None
-
-    def _observe_next(self, layer: int, ahead: jax.Array, chosen: np.ndarray) -> None:
-        """Tells the engine once what the next MoE layer's router says of this hidden state: probabilities [B, T, E].
-
-        After the running layer has asked, so that its misses travel first, and after its first experts have been
-        dispatched, so that reading the answer holds up nobody.
-        """
-        valid_BT = chosen[:, :, 0] >= 0
-        self.engine.observe_hidden(layer + 1, np.asarray(ahead)[valid_BT], chosen.shape[-1])
-
-    def _spend(self, cost: str, amount: Any) -> None:
+    def _spend(self, cost: str, amount: object) -> None:
         if self.costs is not None:
-            self.engine.clock.spend(getattr(self.costs, cost)(amount), "compute")
+            self._layers.spend(cost, amount)
+
+
+def _no_tokens(
+    shapes: Sequence[tuple[int, ...]], dtype: jax.typing.DTypeLike, next_position: np.ndarray, batch: int
+) -> Sequences:
+    """The state of a batch that has read nothing: `shapes` [B, S, Hkv, Dh] of each layer's keys and values."""
+    kv = [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes]
+    empty = functools.partial(_no_tokens, shapes, dtype, next_position, batch)
+    return Sequences(kv, np.zeros(len(next_position), np.int32), next_position.copy(), batch, empty)
+
+
+def _past(member: Member, hidden: jax.Array) -> _Past:
+    sequences = member.sequences
+    return _Past(
+        weakref.ref(hidden),
+        weakref.ref(sequences),
+        sequences.empty,
+        member.phase,
+        member.x,
+        member.positions,
+        member.lengths,
+        member.visual,
+    )
 
 
 @jax.jit

@@ -19,9 +19,10 @@ from expertflow_jax.inference.forecasting import (
     TrueForecast,
     join_horizon,
 )
+from expertflow_jax.inference.members import Sequences
 from expertflow_jax.inference.memory import RequestSize, plan_request
 from expertflow_jax.inference.served import make_forecaster, serve
-from expertflow_jax.inference.session import InferenceSession, Sequences
+from expertflow_jax.inference.session import InferenceSession
 from expertflow_jax.offload.budget import MemoryPlan
 from expertflow_jax.offload.clock import Clock
 from expertflow_jax.offload.variant import RESIDENT, Variant

@@ -5,17 +5,17 @@ two ways to compute experts, of which the faster one counts. Axes: B sequences, 
 E experts, D model width, F expert width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from expertflow_jax.inference.session import InferenceSession, Sequences
+from expertflow_jax.inference.members import Member
+from expertflow_jax.inference.session import InferenceSession
 from expertflow_jax.inference.stages import Stages
 from expertflow_jax.models.experts import ExpertKind, combine, grouped_experts, run_expert
-from expertflow_jax.processing.batching import PromptBatch
 from expertflow_jax.workloads.setups import Setup
 
 Stacked = list[tuple[jax.Array, jax.Array]]
@@ -84,17 +84,14 @@ class FusedSession(InferenceSession):
     def begin_batch(self) -> None:
         pass
 
-    def prefill(self, batch: PromptBatch, sequences: Sequences, x: Any, deepstack: Any, horizon: Any) -> jax.Array:
-        return self._run(sequences, x, batch.positions, batch.lengths)
-
-    def decode(self, sequences: Sequences, x: jax.Array, active: np.ndarray, horizon: Any) -> jax.Array:
-        positions = np.broadcast_to(sequences.next_position[None, :, None], (3, len(active), 1))
-        hidden = self._run(sequences, x, np.ascontiguousarray(positions), active.astype(np.int32))
-        sequences.next_position = sequences.next_position + active.astype(np.int32)
+    def super_step(self, members: Sequence[Member], horizon: Any) -> list[jax.Array]:
+        hidden = [self._run(member) for member in members]
+        for member in members:
+            member.advance()
         return hidden
 
-    def _run(self, sequences: Sequences, x: jax.Array, positions: np.ndarray, lengths: np.ndarray) -> jax.Array:
-        where = (positions, sequences.lengths, lengths)
-        hidden, sequences.kv = self._fused(self.stages.layer_weights, self._stacked, sequences.kv, x, *where)
-        sequences.lengths = sequences.lengths + lengths
+    def _run(self, member: Member) -> jax.Array:
+        sequences = member.sequences
+        where = (member.positions, sequences.lengths, member.lengths)
+        hidden, sequences.kv = self._fused(self.stages.layer_weights, self._stacked, sequences.kv, member.x, *where)
         return hidden

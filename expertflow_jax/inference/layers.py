@@ -1,0 +1,209 @@
+"""The way of a super-step through the layers, which its members go together. (DESIGN sections 6, 6b and 7.)
+
+Per MoE layer: attention and router of every member on the device, one read of what all of them chose by the host, one
+request to the engine for the union, and each arriving expert on the rows of every member that chose it. A member keeps
+its arrays and its compiled shapes, every row's output lands in its own place of its member's output, and all are added
+in one fixed order: neither rounds nor other members change a result.
+Axes: B sequences, T new tokens, N = B * T, L MoE layers, E experts, K top-k, D model width.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from expertflow_jax.inference.device_memory import bytes_in_use
+from expertflow_jax.inference.members import Member, StepRecord
+from expertflow_jax.inference.rows import ExpertRows, expert_rows
+from expertflow_jax.inference.stages import Stages
+from expertflow_jax.offload.clock import Clock, bookkeeping
+from expertflow_jax.offload.engine import ExpertCacheEngine
+from expertflow_jax.offload.misses import MissPolicy
+from expertflow_jax.simulation.costs import ComputeCosts
+
+Look = Callable[[str, jax.Array, np.ndarray], None]  # (what, its output [B, T, D], lengths int32 [B])
+
+
+@dataclasses.dataclass
+class _Passage:
+    """A member on its way: what comes out of the layer before."""
+
+    member: Member
+    record: StepRecord
+    x: jax.Array  # [B, T, D]
+    speculated: jax.Array | None = None  # [B, T, E], where it is to be recorded
+
+
+@dataclasses.dataclass
+class _Routed:
+    """A member between router and combination of one MoE layer."""
+
+    passage: _Passage
+    h: jax.Array  # [B, T, D], the residual stream
+    y: jax.Array  # [B, T, D], what experts read
+    weights: Any  # [B, T, K], of a lossy miss policy [N, K]
+    probs: jax.Array  # [B, T, E]
+    chosen: np.ndarray  # int32 [B, T, K], the router's choice
+    rows: ExpertRows  # of the experts that run
+    ahead: jax.Array | None = None  # [B, T, E], what the next MoE layer's router says of `h`
+    out: Any = None  # [N * K + 1, D], outputs of experts
+
+
+class Layers:
+    """Brings the members of a super-step through the layers of one model."""
+
+    def __init__(self, stages: Stages, engine: ExpertCacheEngine, miss_policy: MissPolicy, costs: ComputeCosts | None):
+        """Args as `InferenceSession`."""
+        self.stages = stages
+        self.engine = engine
+        self.miss_policy = miss_policy
+        self.costs = costs
+
+    @property
+    def clock(self) -> Clock:
+        """The engine's."""
+        return self.engine.clock
+
+    def spend(self, cost: str, amount: Any) -> None:
+        """Lets the virtual clock pass by what the stage `cost` takes for `amount`."""
+        if self.costs is not None:
+            self.clock.spend(getattr(self.costs, cost)(amount), "compute")
+
+    def run(
+        self,
+        members: Sequence[Member],
+        records: Sequence[StepRecord],
+        *,
+        sample: bool = False,
+        look: Look | None = None,
+    ) -> tuple[list[jax.Array], int]:
+        """The members' hidden states [B, T, D] behind the last layer.
+
+        Args:
+          members: each of another batch.
+          records: one for each, to be filled in.
+          sample: whether to ask what lives on the device.
+          look: called with the name of every layer, each member's output and `lengths`.
+
+        Returns:
+          the hidden states, and the most bytes that lived on the device where a layer's outputs are combined.
+        """
+        passages = [_Passage(member, record, member.x) for member, record in zip(members, records, strict=True)]
+        decode_layers = self.stages.config.text.decode_layers
+        moe_layer = peak = 0
+        for layer, is_moe in enumerate(self.stages.is_moe):
+            present = [p for p in passages if p.member.phase == "prefill" or decode_layers[layer]]
+            if present and is_moe:
+                peak = max(peak, self._moe_layer(layer, moe_layer, present, sample))
+            elif present:
+                self._dense_layer(layer, present)
+            moe_layer += is_moe
+            for passage in present:
+                visual = passage.member.visual
+                if visual is not None and visual[1] is not None and layer < visual[0].shape[0]:
+                    passage.x = self.stages.add_deepstack(passage.x, visual[0][layer], visual[1])
+                if look is not None:
+                    look(f"layer {layer}", passage.x, passage.member.lengths)
+        return [passage.x for passage in passages], peak
+
+    def _dense_layer(self, layer: int, passages: Sequence[_Passage]) -> None:
+        for passage in passages:
+            member, sequences = passage.member, passage.member.sequences
+            where = (member.positions, sequences.lengths, member.lengths)
+            passage.x, *kv = self.stages.dense_layer(layer, passage.x, sequences.kv[layer], *where)
+            sequences.kv[layer] = tuple(kv)
+
+    def _moe_layer(self, layer: int, moe_layer: int, passages: Sequence[_Passage], sample: bool) -> int:
+        routed = self._route(layer, moe_layer, passages)
+        counts_E = sum(r.rows.counts for r in routed).astype(np.int32)
+        if not self.miss_policy.lossless:
+            self._resolve(moe_layer, routed, counts_E)
+        for r in routed:
+            r.out = self.stages.empty_output(r.rows.order.size // r.chosen.shape[-1], r.chosen.shape[-1])
+        wanted_E = sum(r.rows.counts for r in routed)
+        for experts, buffers in self.engine.rounds(moe_layer, np.flatnonzero(wanted_E).astype(np.int32), counts_E):
+            for r in routed:
+                for positions, group in self._groups(r.rows, experts):
+                    r.out = self.stages.run_experts(r.out, r.y, group, [buffers[p] for p in positions])
+            self._observe_next(moe_layer, routed)
+            for r in routed:
+                rows = [count for count in r.rows.counts[list(experts)].tolist() if count]
+                if rows:
+                    self.spend("experts_seconds", rows)
+        self._observe_next(moe_layer, routed)
+        peak = bytes_in_use() if sample else 0
+        for r in routed:
+            r.passage.x = self.stages.combine(r.h, r.out, r.weights)
+        return peak
+
+    def _route(self, layer: int, moe_layer: int, passages: Sequence[_Passage]) -> list[_Routed]:
+        """Attention and router of all members, and one read of what they chose."""
+        attended = []
+        for passage in passages:
+            member, sequences = passage.member, passage.member.sequences
+            where = (member.positions, sequences.lengths, member.lengths)
+            *outputs, k, v = self.stages.attend_and_route(layer, passage.x, sequences.kv[layer], *where)
+            sequences.kv[layer] = (k, v)
+            attended.append(outputs)
+        choices = jax.device_get([ids for _, _, ids, _, _ in attended])
+        routed = []
+        for passage, (h, y, _, weights, probs), chosen in zip(passages, attended, choices, strict=True):
+            self.spend("attend_seconds", int(passage.member.lengths.sum()))
+            record = passage.record
+            record.expert_ids[:, :, moe_layer] = chosen
+            if record.speculative is not None:
+                speculated = passage.speculated
+                record.speculative[:, :, moe_layer] = 0 if speculated is None else np.asarray(speculated)
+                passage.speculated = self._next_router(layer, h)
+            rows = self._sorted(chosen.reshape(-1, chosen.shape[-1]))
+            np.greater(rows.counts, 0, out=record.needed[moe_layer])
+            r = _Routed(passage, h, y, weights, probs, chosen, rows)
+            if self.engine.watches_hidden and (ahead := self._next_router(layer, h)) is not None:
+                r.ahead = ahead
+                self.spend("route_seconds", int((chosen[:, :, 0] >= 0).sum()))
+            routed.append(r)
+        return routed
+
+    def _resolve(self, moe_layer: int, routed: Sequence[_Routed], counts_E: np.ndarray) -> None:
+        """Has the miss policy say, member by member, what runs in the place of experts that are not there."""
+        usable_E = self.engine.usable(moe_layer)
+        self.engine.note_lossy(moe_layer, np.flatnonzero(counts_E).astype(np.int32), usable_E, counts_E)
+        for r in routed:
+            ids_NxK = r.chosen.reshape(-1, r.chosen.shape[-1])
+            ids_NxK, r.weights = self.miss_policy.resolve(
+                ids_NxK,
+                np.asarray(r.weights).reshape(ids_NxK.shape),
+                np.asarray(r.probs).reshape(len(ids_NxK), -1),
+                usable_E,
+            )
+            r.rows = self._sorted(ids_NxK)
+
+    @bookkeeping
+    def _sorted(self, ids_NxK: np.ndarray) -> ExpertRows:
+        return expert_rows(ids_NxK, self.engine.store.num_experts)
+
+    @bookkeeping
+    def _groups(self, rows: ExpertRows, experts: Sequence[int]) -> list[tuple[tuple[int, ...], np.ndarray]]:
+        return list(rows.groups(experts))
+
+    def _next_router(self, layer: int, h: jax.Array) -> jax.Array | None:
+        following = [n for n in self.stages.moe_layers if n > layer]
+        return self.stages.next_router(following[0], h) if following else None
+
+    def _observe_next(self, moe_layer: int, routed: Sequence[_Routed]) -> None:
+        """Tells the engine once what the next MoE layer's router says of these hidden states.
+
+        After the running layer has asked, so that its misses travel first, and after its first experts have been
+        dispatched, so that reading the answer holds up nobody.
+        """
+        told = [(np.asarray(r.ahead)[r.chosen[:, :, 0] >= 0], r) for r in routed if r.ahead is not None]  # [n, E] each
+        if told:
+            self.engine.observe_hidden(moe_layer + 1, np.concatenate([probs for probs, _ in told]), _top_k(routed))
+        for r in routed:
+            r.ahead = None
+
+
+def _top_k(routed: Sequence[_Routed]) -> int:
+    return routed[0].chosen.shape[-1]
