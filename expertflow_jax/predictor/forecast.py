@@ -3,8 +3,10 @@ expert?
 
 A step uses an expert if any of its tokens does: P = 1 - prod over tokens of (1 - p), taking tokens as
 independent given the forecast. Summed as log(1 - p), so that thousands of small probabilities do not vanish.
-Axes: B batch, T tokens, L MoE layers, E experts.
+Axes: B batch, T tokens, L MoE layers, E experts, M batches of a block.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -31,3 +33,22 @@ def combine_sequences(use: Float[np.ndarray, "B L E"]) -> Float[np.ndarray, "L E
     with np.errstate(divide="ignore"):
         logs = np.log1p(-np.clip(np.asarray(use, np.float64), 0.0, 1.0)).sum(0)
     return (-np.expm1(logs)).astype(np.float32)
+
+
+def combine_batches(uses: Sequence[Float[np.ndarray, "L E"]]) -> Float[np.ndarray, "L E"]:
+    """P(any batch of a block uses the expert) as float32, of each one's: M arrays. One batch's keeps its bits."""
+    return uses[0] if len(uses) == 1 else combine_sequences(np.stack(uses))
+
+
+ROWS_OF_EACH = 32
+
+
+def wants_nearly_all(tokens: int, top_k: int, num_experts: int) -> bool:
+    """Whether a super-step of so many tokens is certain to want nearly all experts of every layer, so that nobody has
+    to run a predictor to know: each would compute `ROWS_OF_EACH` rows or more if all were chosen alike.
+
+    Popularity is skewed, so this is far more than what it would take if all were chosen alike. On recorded routing
+    carried to full-size models, steps of 9, 19, 37 and 75 rows an expert wanted 0.92, 0.97, 0.98 and 0.98 of 128
+    experts, of 16 and 37 rows 0.89 and 1.00 of 8.
+    """
+    return tokens * top_k >= ROWS_OF_EACH * num_experts

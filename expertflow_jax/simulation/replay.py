@@ -1,7 +1,9 @@
 """Replays recorded routing through the engine on a virtual clock, without a model: what a policy would have
 done.
 
-Axes: H steps of the horizon, L MoE layers, E experts.
+The batches of a block go through the layers together, a super-step at a time (FlexGen's block schedule, 2303.06865):
+an expert travels once for all of them. A batch that runs by itself is a block of one.
+Axes: H steps of the horizon, L MoE layers, E experts, M batches of a block.
 """
 
 import dataclasses
@@ -9,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.simulation.costs import ComputeCosts
@@ -16,15 +19,17 @@ from expertflow_jax.simulation.costs import ComputeCosts
 
 @dataclasses.dataclass(frozen=True)
 class ReplayStep:
-    """One recorded step.
+    """One recorded step of a batch, or super-step of a block (see `together`).
 
     Attributes:
       tokens: how many tokens it processed.
       rows: int [L, E], rows (token, choice) of every expert; zero where it was not used.
       horizon: float32 [H, L, E] forecast in force, or None.
-      begins: whether a batch of sequences begins with it.
+      begins: whether a batch of sequences, or a block, begins with it.
       hidden_probs: float32 [L, tokens, E], what each layer's router said of the hidden state of the MoE layer before it
         (the first layer's row is not read); None if that was not recorded.
+      predicted: whether the predictor ran for the horizon, at its cost.
+      members: of a block of several batches, the step of each: their sizes and rows are read.
     """
 
     tokens: int
@@ -32,11 +37,38 @@ class ReplayStep:
     horizon: np.ndarray | None = None
     begins: bool = False
     hidden_probs: np.ndarray | None = None
+    predicted: bool = True
+    members: tuple["ReplayStep", ...] = ()
 
     @property
-    def needed(self) -> np.ndarray:
-        """bool [L, E]"""
+    def needed(self) -> Bool[np.ndarray, "L E"]:
+        """Experts that any of its tokens chose."""
         return self.rows > 0
+
+    @property
+    def batches(self) -> tuple["ReplayStep", ...]:
+        """The step of each batch: M, or this one alone."""
+        return self.members or (self,)
+
+
+def together(
+    steps: Sequence[ReplayStep], horizon: Float[np.ndarray, "H L E"] | None = None, *, predicted: bool = True
+) -> ReplayStep:
+    """The super-step in which the steps of M batches run together; of one batch, its step under this forecast.
+
+    Args:
+      horizon: forecast of the union; the steps' own are not read.
+    """
+    hidden = [step.hidden_probs for step in steps if step.hidden_probs is not None]
+    return ReplayStep(
+        sum(step.tokens for step in steps),
+        np.sum([step.rows for step in steps], axis=0),
+        horizon,
+        any(step.begins for step in steps),
+        np.concatenate(hidden, axis=1) if len(hidden) == len(steps) else None,
+        predicted,
+        tuple(steps) if len(steps) > 1 else (),
+    )
 
 
 def true_horizons(steps: Sequence[ReplayStep], look_ahead: int = 8) -> list[ReplayStep]:
@@ -72,7 +104,8 @@ def replay_step(
     on_layer: Callable[[int, int], None] | None = None,
     at_once: bool = False,
 ) -> None:
-    """Runs one step; see `replay`.
+    """Runs one step, or the super-step of a block: each layer's experts are asked for once, and each that arrives
+    computes the rows of every batch, as so many kernel calls. See `replay`.
 
     Args:
       on_layer: sees (layer, how many experts it asked for) after every layer.
@@ -81,14 +114,16 @@ def replay_step(
     clock = engine.clock
     if step.begins:
         engine.begin_batch()
-    if step.horizon is not None and engine.forecasts:
+    if step.horizon is not None and step.predicted and engine.forecasts:
         clock.spend(costs.predictor_seconds(step.tokens), "predictor")
     engine.begin_step(step.horizon)
     for layer, rows_E in enumerate(step.rows):
-        clock.spend(costs.attend_seconds(step.tokens), "compute")
+        for batch in step.batches:
+            clock.spend(costs.attend_seconds(batch.tokens), "compute")
         watched = step.hidden_probs is not None and layer + 1 < len(step.rows) and engine.watches_hidden
         if watched:
-            clock.spend(costs.route_seconds(step.tokens), "compute")
+            for batch in step.batches:
+                clock.spend(costs.route_seconds(batch.tokens), "compute")
         experts = np.flatnonzero(rows_E).astype(np.int32)
         for group, buffers in engine.rounds(layer, experts, rows_E):
             if on_round is not None:
@@ -97,14 +132,22 @@ def replay_step(
                 _observe_next(engine, step, layer)
                 watched = False
             if not at_once:
-                clock.spend(costs.experts_seconds([int(rows_E[e]) for e in group]), "compute")
+                _compute(engine, step, layer, list(group), costs)
         if watched:
             _observe_next(engine, step, layer)
         if at_once:
-            clock.spend(costs.experts_seconds(rows_E[experts].tolist()), "compute")
+            _compute(engine, step, layer, experts.tolist(), costs)
         if on_layer is not None:
             on_layer(layer, len(experts))
     engine.end_step()
+
+
+def _compute(engine: ExpertCacheEngine, step: ReplayStep, layer: int, experts: list[int], costs: ComputeCosts) -> None:
+    """The experts of a round on the rows of every batch that chose one of them."""
+    for batch in step.batches:
+        rows = [count for count in batch.rows[layer, experts].tolist() if count]
+        if rows:
+            engine.clock.spend(costs.experts_seconds(rows), "compute")
 
 
 def _observe_next(engine: ExpertCacheEngine, step: ReplayStep, layer: int) -> None:

@@ -3,7 +3,9 @@
 Axes: N sequences, T tokens, G steps of a continuation, L MoE layers, E experts, K top-k.
 """
 
+import dataclasses
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,8 @@ from expertflow_jax.harness.data import prepare
 from expertflow_jax.inference.forecasting import join_horizon
 from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.predictor import Predictor
-from expertflow_jax.predictor.forecast import combine_sequences, step_forecast
-from expertflow_jax.simulation.replay import ReplayStep
+from expertflow_jax.predictor.forecast import combine_batches, combine_sequences, step_forecast, wants_nearly_all
+from expertflow_jax.simulation.replay import ReplayStep, together
 from expertflow_jax.tasks.digit_scenes.files import write_benchmark
 from expertflow_jax.tasks.registry import make_task
 from expertflow_jax.workloads.routes import Recording, choices, forecasts, record
@@ -40,15 +42,40 @@ def record_questions(model: LoadedModel, count: int, new_tokens: int, seed: int)
     return long.first(count)
 
 
+@dataclasses.dataclass(frozen=True)
+class RecordedStep:
+    """One step of one batch, and what the predictor says.
+
+    Attributes:
+      step: without a forecast.
+      now: float32 [L, E], P(the step uses the expert).
+      following: float32 [L, E], the same of the token after each sequence's last.
+    """
+
+    step: ReplayStep
+    now: np.ndarray
+    following: np.ndarray
+
+
 def recorded_steps(
-    recording: Recording, predictor: Predictor, shape: tuple[int, int, int] | None, batch_size: int
+    recording: Recording,
+    predictor: Predictor,
+    shape: tuple[int, int, int] | None,
+    batch_size: int,
+    batches_per_block: int = 1,
 ) -> list[ReplayStep]:
-    """Batches of `batch_size`, each its prefill and decode steps, with the predictor's forecasts; the forecast of the
-    next batch's prompts is known from the beginning of a batch, as token schedulers know it.
+    """Batches of `batch_size`, each its prefill and decode steps, with the predictor's forecasts; see `in_blocks`.
 
     Args:
-      shape: L, E, K to which the routing is carried over (`throughput.routes`); None: the trained model's own.
+      shape: L, E, K to which the routing is carried over (`workloads.routes`); None: the trained model's own.
     """
+    return in_blocks(recorded_batches(recording, predictor, shape, batch_size), batches_per_block)
+
+
+def recorded_batches(
+    recording: Recording, predictor: Predictor, shape: tuple[int, int, int] | None, batch_size: int
+) -> list[list[RecordedStep]]:
+    """The steps of each batch of `batch_size`: its prefill, then one for each token of the continuation."""
     uses = predicted_uses(predictor, recording)
     layers, experts = recording.probs.shape[2:]
     top_k = predictor.config.top_k if shape is None else shape[2]
@@ -59,22 +86,57 @@ def recorded_steps(
         own, following = uses
     ids = choices(recording.probs, layers, experts, top_k)
     count, new_tokens = recording.tokens.shape
-    steps: list[ReplayStep] = []
-    queued: np.ndarray | None = None
-    for first in reversed(range(0, count - batch_size + 1, batch_size)):
+    batches = []
+    for first in range(0, count - batch_size + 1, batch_size):
         batch = np.arange(first, first + batch_size)
         lengths = recording.prompt_lengths[batch]
         prompt = np.arange(ids.shape[1]) < lengths[:, None]
-        use = step_forecast(own[batch], lengths)
-        horizon = join_horizon(use, combine_sequences(following[batch, lengths - 1]), queued)
-        batch_steps = [ReplayStep(int(lengths.sum()), _rows(ids[batch][prompt], experts), horizon)]
+        steps = [
+            RecordedStep(
+                ReplayStep(int(lengths.sum()), _rows(ids[batch][prompt], experts)),
+                step_forecast(own[batch], lengths),
+                combine_sequences(following[batch, lengths - 1]),
+            )
+        ]
         for step in range(new_tokens):
             token = batch, lengths + step
-            now, after = combine_sequences(own[token]), combine_sequences(following[token])
-            horizon = join_horizon(now, after, queued, ends=step + 1 == new_tokens)
-            batch_steps.append(ReplayStep(batch_size, _rows(ids[token], experts), horizon))
-        steps, queued = batch_steps + steps, use
-    return steps
+            decode = ReplayStep(batch_size, _rows(ids[token], experts))
+            steps.append(RecordedStep(decode, combine_sequences(own[token]), combine_sequences(following[token])))
+        batches.append(steps)
+    return batches
+
+
+def in_blocks(
+    batches: Sequence[Sequence[RecordedStep]], batches_per_block: int, *, top_k: int | None = None
+) -> list[ReplayStep]:
+    """The super-steps of all batches, `batches_per_block` at a time. The forecast of the next block's prompts is known
+    from the beginning of a block, as token schedulers know it.
+
+    Args:
+      batches: of as many steps each.
+      top_k: K; given, no predictor runs for a block all of whose super-steps want nearly all experts.
+    """
+    supersteps: list[ReplayStep] = []
+    queued: np.ndarray | None = None
+    for first in reversed(range(0, len(batches), batches_per_block)):
+        block = list(zip(*batches[first : first + batches_per_block], strict=True))
+        certain = top_k is not None and all(_certain(members, top_k) for members in block)
+        now = [combine_batches([member.now for member in members]) for members in block]
+        if certain:
+            now = [np.ones_like(use) for use in now]
+        steps = []
+        for number, members in enumerate(block):
+            following = now[-1] if certain else combine_batches([member.following for member in members])
+            horizon = join_horizon(now[number], following, queued, ends=0 < number == len(block) - 1)
+            steps.append(together([member.step for member in members], horizon, predicted=not certain))
+        supersteps = steps + supersteps
+        queued = now[0]
+    return supersteps
+
+
+def _certain(members: Sequence[RecordedStep], top_k: int) -> bool:
+    tokens = sum(member.step.tokens for member in members)
+    return wants_nearly_all(tokens, top_k, members[0].now.shape[1])
 
 
 def _rows(ids: np.ndarray, experts: int) -> np.ndarray:

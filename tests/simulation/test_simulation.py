@@ -10,7 +10,7 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.store import ExpertSizes
 from expertflow_jax.simulation.costs import ComputeCosts, Line
-from expertflow_jax.simulation.replay import ReplayStep, replay, true_horizons
+from expertflow_jax.simulation.replay import ReplayStep, replay, together, true_horizons
 from expertflow_jax.simulation.synthetic import noisy_horizons, synthetic_steps
 
 COSTS = ComputeCosts(
@@ -111,6 +111,48 @@ def test_only_policies_that_use_a_forecast_pay_for_it():
         engine = ExpertCacheEngine(ExpertSizes(1, 2, 64), 1, policy)
         stats = replay(engine, true_horizons(steps_of([[2, 0]], [[1, 3]])), COSTS)
         assert stats["predictor_seconds"] == paid
+
+
+def batches_of(seed, batches=4):
+    """Made-up steps of each batch: a prefill and two decode steps."""
+    steps = synthetic_steps(
+        seed, num_layers=3, num_experts=8, top_k=2, batches=batches, batch_size=2, prompt_tokens=4, decode_steps=2
+    )
+    return [steps[i : i + 3] for i in range(0, len(steps), 3)]
+
+
+def replayed(policy, steps, slots=12):
+    engine = ExpertCacheEngine(ExpertSizes(3, 8, 10**6), slots, policy, "emulated(0.5,10)")
+    engine.warm_up()
+    return replay(engine, steps, COSTS)
+
+
+@pytest.mark.parametrize("policy", ["on_demand", "cache_moe", "expertflow"])
+def test_a_block_of_one_batch_is_the_batch(policy):
+    steps = noisy_horizons([step for batch in batches_of(3) for step in batch], 1, skill=2.0)
+    blocks = [together([step], step.horizon) for step in steps]
+    assert replayed(policy, blocks) == replayed(policy, steps)
+
+
+def test_a_block_computes_what_its_batches_compute_and_asks_once():
+    batches = batches_of(5)
+    alone = [step for batch in batches for step in batch]
+    blocks = [together(members) for members in zip(*batches, strict=True)]
+    resident, resident_blocks = replayed("resident", alone, 24), replayed("resident", blocks, 24)
+    assert resident_blocks["compute_seconds"] == pytest.approx(resident["compute_seconds"])
+    asked = sum(int((sum(step.rows for step in members) > 0).sum()) for members in zip(*batches, strict=True))
+    stats = replayed("cache_moe", blocks)
+    assert stats["hits"] + stats["late"] + stats["misses"] == asked
+    assert stats["bytes_transferred"] < replayed("cache_moe", alone)["bytes_transferred"]
+    assert blocks[0].begins
+    assert not blocks[1].begins
+
+
+def test_a_forecast_that_nobody_had_to_predict_costs_nothing():
+    step = batches_of(1)[0][0]
+    horizon = np.ones((1, 3, 8), np.float32)
+    assert replayed("expertflow", [together([step], horizon)])["predictor_seconds"] == 8.0 + step.tokens
+    assert replayed("expertflow", [together([step], horizon, predicted=False)])["predictor_seconds"] == 0
 
 
 def test_true_horizons_are_what_follows():
