@@ -131,6 +131,7 @@ class CellRow(Measured):
     split: str
     scheduler: str
     miss_policy: str
+    miss_options: str | None
     expert_dtype: str
     lossless: bool
     host_bytes: int
@@ -150,6 +151,10 @@ class CellRow(Measured):
     equivalence_margin: float
     mcnemar_p: float
     logit_kl: float
+    margin_delta: float
+    dropped_rate: float
+    exchanged_rate: float
+    discarded_mass: float
     bit_identical: bool
     disk_bytes: int
     experts_per_batch: float

@@ -261,6 +261,8 @@ class ExpertCacheEngine:
         requested: Int[np.ndarray, "n"],
         usable: Bool[np.ndarray, "E"],
         counts: Int[np.ndarray, "E"] | None = None,
+        waited: Int[np.ndarray, "m"] | None = None,
+        fetch: bool = True,
     ) -> None:
         """Counts a layer-step under a lossy miss policy and lets the missing experts come in the background.
 
@@ -269,8 +271,12 @@ class ExpertCacheEngine:
           requested: int32 [n], ascending: what the router chose.
           usable: what `usable(layer)` said.
           counts: tokens of the step that chose each expert; 1 for each of `requested` where only the set is known.
+          waited: absent experts that `rounds` will be asked for and wait for: they travel first, and not behind others.
+          fetch: whether the other missing experts come in the background at all.
         """
-        keys = layer * self.store.num_experts + np.asarray(requested, np.int64)
+        first = layer * self.store.num_experts
+        keys = first + np.asarray(requested, np.int64)
+        waits = None if waited is None or not len(waited) else first + np.asarray(waited, np.int64)
         with self._changed:
             self._guard.enter()
             hit = np.asarray(usable)[requested]
@@ -279,8 +285,11 @@ class ExpertCacheEngine:
             self.pool.last_used[self.pool.slot_of[keys[hit]]] = self._traffic.tick
             if self._traffic.scarce:
                 self.policy.observe(layer, self._token_counts(requested, counts))
-            self._traffic.fetch_later(keys[self.pool.slot_of[keys] < 0])
-            self._link.pump(changed=True)
+            if fetch:
+                missing = keys[self.pool.slot_of[keys] < 0]
+                self._traffic.fetch_later(missing if waits is None else np.setdiff1d(missing, waits))
+            if waits is None:
+                self._link.pump(changed=True)
 
     def rounds(
         self, layer: int, experts: Int[np.ndarray, "n"], counts: Int[np.ndarray, "E"] | None = None

@@ -115,6 +115,7 @@ def make_row(
     accuracy = statistics.bootstrap_mean(scores, clusters=clusters, **sample)
     delta = statistics.paired_difference(scores, before, clusters=clusters, identical=identical, **sample)
     margin = config.equivalence_margin
+    misses = make_miss_policy(cell.miss_policy)
     common = measured(
         execution.stats,
         execution.plan,
@@ -131,8 +132,9 @@ def make_row(
         split=config.split,
         scheduler=cell.scheduler,
         miss_policy=cell.miss_policy,
+        miss_options=misses.options or None,
         expert_dtype=model.expert_dtype,
-        lossless=make_miss_policy(cell.miss_policy).lossless and cell.variant.lossless and not model.quantized,
+        lossless=misses.lossless and cell.variant.lossless and not model.quantized,
         host_bytes=execution.plan.host_bytes,
         seed=cell.seed,
         num_examples=len(data.examples),
@@ -152,6 +154,8 @@ def make_row(
         equivalence_margin=margin,
         mcnemar_p=statistics.mcnemar(scores, before).p,
         logit_kl=float(statistics.logit_kl(baseline.first_logits, outcome.first_logits).mean()),
+        margin_delta=float(statistics.margin_change(baseline.first_logits, outcome.first_logits).mean()),
+        **execution.losses.rates(),
         bit_identical=bool((outcome.digests == reference.digests).all()),
         disk_bytes=execution.stats["disk_bytes"],
         experts_per_batch=execution.experts_per_batch,

@@ -22,6 +22,7 @@ from expertflow_jax.inference.session import InferenceSession
 from expertflow_jax.offload.budget import MemoryPlan
 from expertflow_jax.offload.clock import RealClock, VirtualClock
 from expertflow_jax.offload.engine import ExpertCacheEngine
+from expertflow_jax.offload.misses.losses import Losses
 from expertflow_jax.predictor import Predictor
 from expertflow_jax.predictor.forecast import combine_sequences
 from expertflow_jax.processing import Processor, end_token_ids
@@ -92,6 +93,7 @@ class Execution:
       nats: mean negative log-likelihood of all foretold tokens; None unless teacher-forced.
       needed: bool [steps, L, E], experts that each step's router asked for.
       stats: the engine's.
+      losses: what the miss policy changed.
       tokens: prompt and answer tokens processed.
       experts_per_batch: distinct experts per layer that a batch asks for until its last answer, mean.
       peak_device_bytes: largest sum of what lived on the device.
@@ -104,6 +106,7 @@ class Execution:
     nats: float | None
     needed: np.ndarray
     stats: dict[str, Any]
+    losses: Losses
     tokens: int
     experts_per_batch: float
     peak_device_bytes: int
@@ -132,6 +135,7 @@ def execute(
     with serve(setting.model_of(cell), cell.variant, plan.slots, setting.link, clock, **served) as session:
         if not clock.virtual:  # compile outside the measurement
             _run(setting, cell, session, truth, None, plan)
+            session.losses = Losses()
             session.engine.warm_up()
             session.engine.reset_stats()
         return _run(setting, cell, session, truth, on_batch, plan)
@@ -184,6 +188,7 @@ def _run(
         float(np.mean(np.concatenate(nats), dtype=np.float64)) if nats else None,
         np.stack(needed),
         engine.stats(),
+        session.losses,
         tokens,
         float(np.mean(distinct)),
         session.peak_device_bytes,

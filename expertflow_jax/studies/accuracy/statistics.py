@@ -299,6 +299,24 @@ def logit_kl(reference: ArrayLike, other: ArrayLike) -> np.ndarray:
     return divergence
 
 
+def margin_change(reference: ArrayLike, other: ArrayLike) -> np.ndarray:
+    """Change of the margin, log-probability of the reference's likeliest token less that of the best other one, in
+    nats: float64 [N]. Below zero the answer is less sure, even where it stays the same.
+
+    Args:
+      reference, other: logits [N, V], V at least 2.
+    """
+    before, after = np.asarray(reference, np.float64), np.asarray(other, np.float64)
+    first = before.argmax(axis=1)[:, None]
+
+    def margin(logits: np.ndarray) -> np.ndarray:
+        others = logits.copy()
+        np.put_along_axis(others, first, -np.inf, axis=1)
+        return np.take_along_axis(logits, first, axis=1)[:, 0] - others.max(axis=1)
+
+    return margin(after) - margin(before)
+
+
 def noise_floor(rows: Iterable[CellRow]) -> dict[str, NoiseFloor]:
     """The noise floor of every task among `rows`, from its all-resident cells with the `random` scheduler."""
     cells_of: dict[str, list[CellRow]] = {}

@@ -207,6 +207,12 @@ def test_logit_kl_of_extreme_logits():
     assert statistics.logit_kl(np.zeros((1, 1000)), shifted)[0] >= 0
 
 
+def test_margin_change_is_of_the_references_likeliest_token():
+    reference, other = np.array([[3.0, 1.0, 0.0], [0.0, 2.0, -1.0]]), np.array([[2.5, 1.5, 0.0], [4.0, 2.0, 1.0]])
+    np.testing.assert_allclose(statistics.margin_change(reference, other), [1 - 2, -2 - 2])
+    np.testing.assert_array_equal(statistics.margin_change(reference, reference), [0, 0])
+
+
 def test_noise_floor_is_the_largest_of_the_random_resident_cells():
     rows = [
         row(),
