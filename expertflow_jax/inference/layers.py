@@ -20,7 +20,8 @@ from expertflow_jax.inference.rows import ExpertRows, expert_rows
 from expertflow_jax.inference.stages import Stages
 from expertflow_jax.offload.clock import Clock, bookkeeping
 from expertflow_jax.offload.engine import ExpertCacheEngine
-from expertflow_jax.offload.misses import MissPolicy
+from expertflow_jax.offload.misses import LayerStep, MissPolicy
+from expertflow_jax.offload.misses.losses import Losses
 from expertflow_jax.simulation.costs import ComputeCosts
 
 Look = Callable[[str, jax.Array, np.ndarray], None]  # (what, its output [B, T, D], lengths int32 [B])
@@ -60,6 +61,7 @@ class Layers:
         self.engine = engine
         self.miss_policy = miss_policy
         self.costs = costs
+        self.losses = Losses()
 
     @property
     def clock(self) -> Clock:
@@ -167,18 +169,22 @@ class Layers:
         return routed
 
     def _resolve(self, moe_layer: int, routed: Sequence[_Routed], counts_E: np.ndarray) -> None:
-        """Has the miss policy say, member by member, what runs in the place of experts that are not there."""
-        usable_E = self.engine.usable(moe_layer)
-        self.engine.note_lossy(moe_layer, np.flatnonzero(counts_E).astype(np.int32), usable_E, counts_E)
+        """Has the miss policy say for all members together what runs, and whether compute waits for it."""
+        step = _layer_step(moe_layer, self.engine.store.num_layers, routed, self.engine.usable(moe_layer))
+        decision = self.miss_policy.decide(step)
+        self.losses.add(step, decision)
+        if decision.as_chosen:
+            return
+        start, wanted_E = 0, np.zeros(len(counts_E), bool)
         for r in routed:
-            ids_NxK = r.chosen.reshape(-1, r.chosen.shape[-1])
-            ids_NxK, r.weights = self.miss_policy.resolve(
-                ids_NxK,
-                np.asarray(r.weights).reshape(ids_NxK.shape),
-                np.asarray(r.probs).reshape(len(ids_NxK), -1),
-                usable_E,
-            )
-            r.rows = self._sorted(ids_NxK)
+            part = slice(start, start + r.chosen.shape[0] * r.chosen.shape[1])
+            r.rows, r.weights = self._sorted(decision.expert_ids[part]), decision.weights[part]
+            wanted_E |= r.rows.counts > 0
+            start = part.stop
+        later_E = (counts_E > 0) & ~wanted_E & self.miss_policy.fetches_dropped
+        waits = bool((wanted_E & ~step.usable).any())
+        asked, later = (np.flatnonzero(experts).astype(np.int32) for experts in (counts_E, later_E))
+        self.engine.note_lossy(moe_layer, asked, step.usable, counts_E, later, waits)
 
     @bookkeeping
     def _sorted(self, ids_NxK: np.ndarray) -> ExpertRows:
@@ -203,6 +209,29 @@ class Layers:
             self.engine.observe_hidden(moe_layer + 1, np.concatenate([probs for probs, _ in told]), _top_k(routed))
         for r in routed:
             r.ahead = None
+
+
+def _layer_step(moe_layer: int, num_layers: int, routed: Sequence[_Routed], usable_E: np.ndarray) -> LayerStep:
+    """What the routers of all members want, one member's tokens after the other's."""
+    top_k, num_experts = _top_k(routed), len(usable_E)
+
+    def joined(parts: Sequence[Any], width: int) -> np.ndarray:  # [N, width] of all members
+        return np.concatenate([np.asarray(part).reshape(-1, width) for part in parts])
+
+    sizes = [r.chosen.shape[:2] for r in routed]
+    members = [r.passage.member for r in routed]
+    images = [np.zeros(size, bool) if m.image is None else m.image for m, size in zip(members, sizes, strict=True)]
+    prefill = [np.full(size, m.phase == "prefill") for m, size in zip(members, sizes, strict=True)]
+    return LayerStep(
+        moe_layer,
+        num_layers,
+        joined([r.chosen for r in routed], top_k),
+        joined([r.weights for r in routed], top_k),
+        joined([r.probs for r in routed], num_experts),
+        usable_E,
+        joined(images, 1)[:, 0],
+        joined(prefill, 1)[:, 0],
+    )
 
 
 def _top_k(routed: Sequence[_Routed]) -> int:

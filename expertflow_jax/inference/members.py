@@ -85,6 +85,7 @@ class Member:
       positions: M-RoPE positions of the new tokens.
       lengths: valid new tokens.
       visual: DeepStack features [n, N_image_tokens, D] and which of them each token takes, int32 [B, T].
+      image: which new tokens are of an image; None: none is.
     """
 
     phase: str
@@ -93,12 +94,14 @@ class Member:
     positions: Int[np.ndarray, "3 B T"]
     lengths: Int[np.ndarray, "B"]
     visual: tuple[jax.Array, np.ndarray | None] | None = None
+    image: Bool[np.ndarray, "B T"] | None = None
 
     @staticmethod
     def prefill(batch: PromptBatch, sequences: Sequences, x: jax.Array, deepstack: jax.Array | None) -> "Member":
         """A batch whose prompts are to be read: `x` and `deepstack` as `InferenceSession.embed` gives them."""
         visual = None if deepstack is None else (deepstack, batch.image_index)
-        return Member("prefill", sequences, x, batch.positions, batch.lengths, visual)
+        image = None if batch.image_index is None else batch.image_index >= 0
+        return Member("prefill", sequences, x, batch.positions, batch.lengths, visual, image)
 
     @staticmethod
     def decode(sequences: Sequences, x: jax.Array, active: Bool[np.ndarray, "B"]) -> "Member":

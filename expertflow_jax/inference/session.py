@@ -22,6 +22,7 @@ from expertflow_jax.inference.stages import Stages
 from expertflow_jax.offload.clock import Clock
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.misses import MissPolicy
+from expertflow_jax.offload.misses.losses import Losses
 from expertflow_jax.processing.batching import PromptBatch, bucket
 from expertflow_jax.simulation.costs import ComputeCosts
 
@@ -89,6 +90,11 @@ class InferenceSession:
     def clock(self) -> Clock:
         """The engine's."""
         return self.engine.clock
+
+    @property
+    def losses(self) -> Losses:
+        """What the miss policy has changed so far."""
+        return self._layers.losses
 
     def embed(self, batch: PromptBatch) -> tuple[jax.Array, jax.Array | None]:
         """Input embeddings with images merged in [B, T, D], and DeepStack features (None without images)."""

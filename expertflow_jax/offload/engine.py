@@ -17,8 +17,8 @@ The words, exactly:
   keep what it has, nothing travels. A transfer occupies its slot from its start: bytes on the device never exceed
   slots * expert_bytes, transfers in flight included.
 - A *wasted prefetch* left its slot without having been asked for.
-- After a lossy miss (drop, substitute) the expert is fetched in the *background*, when the link has nothing better and
-  the policy grants a slot, so that the cache adapts; at most S wait, the oldest are forgotten.
+- After a lossy miss the expert is fetched in the *background*, if the miss policy wants it, when the link has nothing
+  better and the cache policy grants a slot; at most S wait, the oldest are forgotten.
 
 Under a virtual clock all this is a deterministic function of what was called. Under a real one a thread of the link's
 own asks for transfers (traffic.py); one lock guards the state, copies run outside it.
@@ -261,8 +261,8 @@ class ExpertCacheEngine:
         requested: Int[np.ndarray, "n"],
         usable: Bool[np.ndarray, "E"],
         counts: Int[np.ndarray, "E"] | None = None,
-        waited: Int[np.ndarray, "m"] | None = None,
-        fetch: bool = True,
+        later: Int[np.ndarray, "m"] | None = None,
+        waits: bool = False,
     ) -> None:
         """Counts a layer-step under a lossy miss policy and lets the missing experts come in the background.
 
@@ -271,12 +271,12 @@ class ExpertCacheEngine:
           requested: int32 [n], ascending: what the router chose.
           usable: what `usable(layer)` said.
           counts: tokens of the step that chose each expert; 1 for each of `requested` where only the set is known.
-          waited: absent experts that `rounds` will be asked for and wait for: they travel first, and not behind others.
-          fetch: whether the other missing experts come in the background at all.
+          later: those that come in the background unless they are there; all by default.
+          waits: `rounds` will be asked for absent experts too, which travel first.
         """
         first = layer * self.store.num_experts
         keys = first + np.asarray(requested, np.int64)
-        waits = None if waited is None or not len(waited) else first + np.asarray(waited, np.int64)
+        wanted = keys if later is None else first + np.asarray(later, np.int64)
         with self._changed:
             self._guard.enter()
             hit = np.asarray(usable)[requested]
@@ -285,10 +285,8 @@ class ExpertCacheEngine:
             self.pool.last_used[self.pool.slot_of[keys[hit]]] = self._traffic.tick
             if self._traffic.scarce:
                 self.policy.observe(layer, self._token_counts(requested, counts))
-            if fetch:
-                missing = keys[self.pool.slot_of[keys] < 0]
-                self._traffic.fetch_later(missing if waits is None else np.setdiff1d(missing, waits))
-            if waits is None:
+            self._traffic.fetch_later(wanted[self.pool.slot_of[wanted] < 0])
+            if not waits:
                 self._link.pump(changed=True)
 
     def rounds(

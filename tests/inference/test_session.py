@@ -96,6 +96,29 @@ def test_lossy_runs_are_reproducible_and_differ(miss):
     assert first[0] != expected
 
 
+@pytest.mark.parametrize("policy", ["on_demand", "expertflow"])
+def test_careful_misses_with_a_threshold_of_zero_are_byte_identical_to_waiting(policy):
+    config = CONFIGS["many experts"]
+    prompts = random_prompts(config, 4, np.random.default_rng(5))
+    waiting, needed, stats = answer("many experts", prompts, policy, 12)
+    for miss in ("drop_weak(below=0, phase='both')", "drop_light(mass=0)", "cache_prior(strength=0)"):
+        careful, needed_too, stats_too = answer("many experts", prompts, policy, 12, miss=miss)
+        assert careful == waiting
+        np.testing.assert_array_equal(needed, needed_too)
+        assert stats_too == stats
+
+
+def test_careful_misses_wait_for_what_matters():
+    config = CONFIGS["many experts"]
+    prompts = random_prompts(config, 4, np.random.default_rng(6))
+    waiting, _, stats = answer("many experts", prompts, "on_demand", 12)
+    dropping, _, dropped = answer("many experts", prompts, "on_demand", 12, miss="drop")
+    careful, _, some = answer("many experts", prompts, "on_demand", 12, miss="drop_light(mass=0.2)")
+    assert careful not in (waiting, dropping)
+    assert dropped["stall_seconds"] == 0 < some["stall_seconds"] < stats["stall_seconds"]
+    assert some["urgent_transfers"] > 0
+
+
 def test_padding_a_batch_with_empty_sequences_changes_no_answer():
     prompts = random_prompts(CONFIGS["plain"], 3, np.random.default_rng(5))
     plain, _, _ = answer("plain", prompts, "resident", 24)

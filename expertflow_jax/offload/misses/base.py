@@ -11,10 +11,12 @@ Axes: N tokens, K top-k, E experts.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
+from expertflow_jax.errors import InputError
 from expertflow_jax.names import find
 
 PHASES = ("both", "decode", "prefill")
@@ -27,25 +29,25 @@ Weights = Float32[np.ndarray, "N K"]
 
 @dataclasses.dataclass(frozen=True)
 class LayerStep:
-    """One MoE layer in one step, as its router wants it.
+    """One MoE layer in one step, as its router wants it; of a super-step, the tokens of all members.
 
     Attributes:
       layer, num_layers: MoE layers only.
-      phase: "prefill" or "decode".
       expert_ids: the router's choice, likeliest first, -1 where there is none.
       router_probs: of all experts.
       usable: experts that have arrived.
       image: tokens of an image.
+      prefill: tokens of a prompt that is read now; the others are decoded.
     """
 
     layer: int
     num_layers: int
-    phase: str
     expert_ids: Ids
     weights: Weights
     router_probs: Float32[np.ndarray, "N E"]
     usable: Bool[np.ndarray, " E"]
     image: Bool[np.ndarray, " N"]
+    prefill: Bool[np.ndarray, " N"]
 
     def as_chosen(self) -> "Decision":
         """Nothing is lost: compute waits for all."""
@@ -119,10 +121,12 @@ class MissPolicy:
 
     def allowed(self, step: LayerStep) -> Bool[np.ndarray, " N"]:
         """Tokens that may lose something here."""
-        here = self.phase in ("both", step.phase) and self.layers in ("all", third(step.layer, step.num_layers))
-        if not here or self.tokens == "both":
-            return np.full(len(step.expert_ids), here)
-        return step.image == (self.tokens == "image")
+        allowed = np.full(len(step.expert_ids), self.layers in ("all", third(step.layer, step.num_layers)))
+        if self.phase != "both":
+            allowed &= step.prefill == (self.phase == "prefill")
+        if self.tokens != "both":
+            allowed &= step.image == (self.tokens == "image")
+        return allowed
 
 
 def third(layer: int, num_layers: int) -> str:
@@ -141,6 +145,21 @@ def rescale(weights: Weights, parts: Weights, changed: Bool[np.ndarray, " N"]) -
     sums = parts.sum(axis=1, keepdims=True, dtype=np.float32)
     scale = np.divide(total, sums, out=np.zeros_like(total), where=sums > 0)
     return np.where(changed[:, None], parts * scale, weights).astype(weights.dtype)
+
+
+def number_option(policy: str, name: str, value: object, high: float = math.inf) -> float:
+    """`value`, if it is a number from 0 to `high`; raises InputError otherwise."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= high:
+        return value
+    bounds = "from 0 up" if high == math.inf else f"from 0 to {high:g}"
+    raise InputError(f"miss policy {policy}: {name}={value!r}; want a number {bounds}")
+
+
+def count_option(policy: str, name: str, value: object, low: int) -> int:
+    """`value`, if it is a whole number from `low` up; raises InputError otherwise."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= low:
+        return value
+    raise InputError(f"miss policy {policy}: {name}={value!r}; want a whole number from {low} up")
 
 
 def without(step: LayerStep, dropped: Bool[np.ndarray, "N K"]) -> Decision:

@@ -8,8 +8,7 @@ router's own probabilities of what runs, rescaled. Axes: N tokens, K top-k, E ex
 import numpy as np
 from jaxtyping import Float32
 
-from expertflow_jax.errors import InputError
-from expertflow_jax.offload.misses.base import Decision, LayerStep, MissPolicy, rescale
+from expertflow_jax.offload.misses.base import Decision, LayerStep, MissPolicy, count_option, number_option, rescale
 
 
 class CachePrior(MissPolicy):
@@ -30,11 +29,8 @@ class CachePrior(MissPolicy):
           InputError: a negative number, or see `MissPolicy`.
         """
         super().__init__(phase, tokens, layers)
-        if not strength >= 0:
-            raise InputError(f"miss policy cache_prior: strength={strength!r}; want a number from 0 up")
-        if not isinstance(top_j, int) or top_j < 0:
-            raise InputError(f"miss policy cache_prior: top_j={top_j!r}; want a whole number from 0 up")
-        self.strength, self.top_j = strength, top_j
+        self.strength = number_option(self.name, "strength", strength)
+        self.top_j = count_option(self.name, "top_j", top_j, 0)
         self._ranges: dict[int, tuple[int, float]] = {}  # of each layer: tokens so far, mean range of their logits
 
     def decide(self, step: LayerStep) -> Decision:

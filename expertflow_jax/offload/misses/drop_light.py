@@ -8,8 +8,7 @@ expert is somebody's first. Axes: N tokens, K top-k, E experts.
 
 import numpy as np
 
-from expertflow_jax.errors import InputError
-from expertflow_jax.offload.misses.base import Decision, LayerStep, MissPolicy, arrived, shares, without
+from expertflow_jax.offload.misses.base import Decision, LayerStep, MissPolicy, arrived, number_option, shares, without
 
 
 class DropLight(MissPolicy):
@@ -26,9 +25,7 @@ class DropLight(MissPolicy):
           InputError: a share outside [0, 1], or see `MissPolicy`.
         """
         super().__init__(phase, tokens, layers)
-        if not 0 <= mass <= 1:
-            raise InputError(f"miss policy drop_light: mass={mass!r} is not in [0, 1]; it is a share of all weight")
-        self.mass = mass
+        self.mass = number_option(self.name, "mass", mass, 1.0)
 
     def decide(self, step: LayerStep) -> Decision:
         if not self.mass:
@@ -37,7 +34,7 @@ class DropLight(MissPolicy):
         absent = chosen & ~arrived(step.expert_ids, step.usable)
         share = shares(step.weights)
         flat = step.expert_ids[absent]
-        weight_E = np.bincount(flat, share[absent], minlength=len(step.usable))
+        weight_E = np.bincount(flat, share[absent], minlength=len(step.usable)).astype(np.float64)  # ints of no choices
         protected = absent & ~self.allowed(step)[:, None]
         weight_E[step.expert_ids[protected]] = np.inf
         weight_E[np.bincount(flat, minlength=len(weight_E)) == 0] = np.inf

@@ -7,8 +7,7 @@ that no token waits for: the same transfers are saved, and less is lost. Axes: N
 
 import numpy as np
 
-from expertflow_jax.errors import InputError
-from expertflow_jax.offload.misses.base import Decision, LayerStep, MissPolicy, arrived, shares, without
+from expertflow_jax.offload.misses.base import Decision, LayerStep, MissPolicy, arrived, number_option, shares, without
 
 
 class DropWeak(MissPolicy):
@@ -25,9 +24,7 @@ class DropWeak(MissPolicy):
           InputError: a negative F, or see `MissPolicy`.
         """
         super().__init__(phase, tokens, layers)
-        if not below >= 0:
-            raise InputError(f"miss policy drop_weak: below={below!r}; want a number from 0 up, 1 is an equal share")
-        self.below = below
+        self.below = number_option(self.name, "below", below)
 
     def decide(self, step: LayerStep) -> Decision:
         absent = (step.expert_ids >= 0) & ~arrived(step.expert_ids, step.usable)

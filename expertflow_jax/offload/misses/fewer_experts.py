@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from expertflow_jax.errors import InputError
-from expertflow_jax.offload.misses.base import Decision, LayerStep, MissPolicy, without
+from expertflow_jax.offload.misses.base import Decision, LayerStep, MissPolicy, count_option, without
 
 
 class FewerExperts(MissPolicy):
@@ -21,9 +20,7 @@ class FewerExperts(MissPolicy):
           InputError: less than one expert, or see `MissPolicy`.
         """
         super().__init__(phase, tokens, layers)
-        if not isinstance(top_k, int) or top_k < 1:
-            raise InputError(f"miss policy fewer_experts: top_k={top_k!r}; want a whole number from 1 up")
-        self.top_k = top_k
+        self.top_k = count_option(self.name, "top_k", top_k, 1)
 
     def decide(self, step: LayerStep) -> Decision:
         rank = np.arange(step.expert_ids.shape[1])

@@ -20,6 +20,10 @@ class Losses:
     weight: float = 0.0
     discarded: float = 0.0
 
+    def reset(self) -> None:
+        """All are zero again."""
+        vars(self).update(vars(Losses()))
+
     def add(self, step: LayerStep, decision: Decision) -> None:
         """Counts one layer-step."""
         chosen = step.expert_ids >= 0

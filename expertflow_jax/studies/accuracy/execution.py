@@ -135,7 +135,7 @@ def execute(
     with serve(setting.model_of(cell), cell.variant, plan.slots, setting.link, clock, **served) as session:
         if not clock.virtual:  # compile outside the measurement
             _run(setting, cell, session, truth, None, plan)
-            session.losses = Losses()
+            session.losses.reset()
             session.engine.warm_up()
             session.engine.reset_stats()
         return _run(setting, cell, session, truth, on_batch, plan)

@@ -1,0 +1,210 @@
+"""Careful miss policies lose only what their rule allows, where it is allowed, and nothing with a threshold of zero."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from expertflow_jax.errors import InputError
+from expertflow_jax.offload.misses import MISS_POLICIES, LayerStep, make_miss_policy
+from expertflow_jax.offload.misses.base import shares, third
+from expertflow_jax.offload.misses.losses import Losses
+
+CAREFUL = ("drop_weak(below=1.5, phase='both')", "drop_light(mass=0.2)", "cache_prior(strength=0.5)")
+NOTHING = ("drop_weak(below=0, phase='both')", "drop_light(mass=0)", "cache_prior(strength=0)", "wait")
+
+
+@st.composite
+def layer_steps(draw):
+    experts = draw(st.integers(2, 9))
+    top_k = draw(st.integers(1, min(4, experts)))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    tokens = draw(st.integers(1, 12))
+    probs_NE = random.dirichlet(np.full(experts, 0.5), tokens).astype(np.float32)
+    ids_NK = np.argsort(-probs_NE, axis=1)[:, :top_k].astype(np.int32)
+    weights_NK = np.take_along_axis(probs_NE, ids_NK, axis=1)
+    if draw(st.booleans()):
+        weights_NK /= weights_NK.sum(axis=1, keepdims=True)
+    padding = random.random(tokens) < 0.2
+    ids_NK[padding], weights_NK[padding] = -1, 0
+    usable = random.random(experts) < draw(st.sampled_from([0.0, 0.5, 0.9, 1.0]))
+    image, prefill = random.random((2, tokens)) < 0.5
+    return LayerStep(draw(st.integers(0, 5)), 6, ids_NK, weights_NK, probs_NE, usable, image, prefill)
+
+
+def made_step(ids_NK, weights_NK, probs_NE, usable):
+    """A decode step of the first of two layers."""
+    text = np.zeros(len(ids_NK), bool)
+    return LayerStep(0, 2, ids_NK, weights_NK, probs_NE, usable, text, text)
+
+
+def lost(step, decision):
+    """Choices of the router that do not run: bool [N, K]."""
+    runs = (step.expert_ids[:, :, None] == decision.expert_ids[:, None, :]).any(axis=2)
+    return (step.expert_ids >= 0) & ~runs
+
+
+@pytest.mark.parametrize("name", [*CAREFUL, "drop", "substitute", "fewer_experts(top_k=1)"])
+@settings(max_examples=60, deadline=None)
+@given(layer_steps())
+def test_weights_keep_each_tokens_total_and_untouched_tokens_their_bits(name, step):
+    decision = make_miss_policy(name).decide(step)
+    assert decision.expert_ids.dtype == step.expert_ids.dtype
+    assert decision.weights.dtype == step.weights.dtype
+    assert (decision.weights[decision.expert_ids < 0] == 0).all()
+    changed = (decision.expert_ids != step.expert_ids).any(axis=1)
+    np.testing.assert_array_equal(decision.weights[~changed], step.weights[~changed])
+    runs = (decision.expert_ids >= 0).any(axis=1)
+    np.testing.assert_allclose(decision.weights[runs].sum(1), step.weights[runs].sum(1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NOTHING)
+@settings(max_examples=30, deadline=None)
+@given(layer_steps())
+def test_a_threshold_of_zero_loses_nothing(name, step):
+    decision = make_miss_policy(name).decide(step)
+    assert decision.as_chosen
+    assert decision.expert_ids is step.expert_ids
+    assert decision.weights is step.weights
+
+
+@settings(max_examples=100, deadline=None)
+@given(layer_steps(), st.sampled_from([0.5, 1.0, 2.0]))
+def test_drop_weak_drops_what_is_absent_weak_and_awaited_by_nobody(step, below):
+    decision = make_miss_policy("drop_weak", below=below, phase="both").decide(step)
+    top_k = step.expert_ids.shape[1]
+    gone = lost(step, decision)
+    assert not gone[:, 0].any()
+    for token, k in np.argwhere(gone):
+        expert = step.expert_ids[token, k]
+        assert not step.usable[expert]
+        assert expert not in decision.expert_ids
+        for other in np.flatnonzero((step.expert_ids == expert).any(axis=1)):
+            place = step.expert_ids[other].tolist().index(expert)
+            assert place > 0
+            assert shares(step.weights)[other, place] < below / top_k
+    for token, k in np.argwhere((step.expert_ids >= 0) & ~gone):  # nobody waits for what all may do without
+        expert = step.expert_ids[token, k]
+        if not step.usable[expert]:
+            rows, places = np.nonzero(step.expert_ids == expert)
+            assert (places == 0).any() or (shares(step.weights)[rows, places] >= below / top_k).any()
+
+
+@settings(max_examples=100, deadline=None)
+@given(layer_steps(), st.sampled_from([0.05, 0.3, 1.0]))
+def test_drop_light_drops_the_lightest_absent_experts_within_its_mass(step, mass):
+    decision = make_miss_policy("drop_light", mass=mass).decide(step)
+    gone, chosen, share = lost(step, decision), step.expert_ids >= 0, shares(step.weights)
+    assert share[gone].sum() <= mass * share[chosen].sum() + 1e-4
+    weight = {e: share[step.expert_ids == e].sum() for e in np.unique(step.expert_ids[chosen]).tolist()}
+    dropped = set(step.expert_ids[gone].tolist())
+    awaited = {e for e in weight if not step.usable[e]} - dropped
+    assert not any(step.usable[list(dropped)])
+    assert all(weight[a] <= weight[b] + 1e-5 for a in dropped for b in awaited)
+    if mass == 1:
+        assert not awaited or share[chosen].sum() == pytest.approx(sum(weight.values()))
+
+
+@settings(max_examples=100, deadline=None)
+@given(layer_steps(), st.integers(0, 3))
+def test_cache_prior_keeps_the_first_choices_and_exchanges_only_for_what_has_arrived(step, top_j):
+    decision = make_miss_policy("cache_prior", strength=0.7, top_j=top_j).decide(step)
+    gone = lost(step, decision)
+    assert not gone[:, :top_j].any()
+    assert not step.usable[step.expert_ids[gone]].any()
+    for token in np.flatnonzero(gone.any(axis=1)):
+        new = set(decision.expert_ids[token].tolist()) - set(step.expert_ids[token].tolist())
+        assert len(new) == gone[token].sum()
+        assert step.usable[list(new)].all()
+        parts = step.router_probs[token][decision.expert_ids[token]]
+        np.testing.assert_allclose(decision.weights[token] * parts.sum(), parts * step.weights[token].sum(), rtol=1e-3)
+
+
+def test_a_stronger_prior_exchanges_more():
+    random = np.random.default_rng(0)
+    probs_NE = random.dirichlet(np.full(16, 0.5), 200).astype(np.float32)
+    ids_NK = np.argsort(-probs_NE, axis=1)[:, :4].astype(np.int32)
+    weights_NK = np.take_along_axis(probs_NE, ids_NK, axis=1)
+    step = made_step(ids_NK, weights_NK, probs_NE, np.arange(16) % 2 == 0)
+    exchanged = [lost(step, make_miss_policy("cache_prior", strength=s).decide(step)).sum() for s in (0.05, 0.2, 1.0)]
+    assert 0 < exchanged[0] < exchanged[1] < exchanged[2]
+
+
+@pytest.mark.parametrize("name", ["drop", "substitute", "drop_light", "fewer_experts"])
+@settings(max_examples=40, deadline=None)
+@given(
+    layer_steps(),
+    st.sampled_from(["both", "decode", "prefill"]),
+    st.sampled_from(["both", "image", "text"]),
+    st.sampled_from(["all", "early", "middle", "late"]),
+)
+def test_switches_say_where_losses_are_allowed(name, step, phase, tokens, layers):
+    policy = make_miss_policy(name, phase=phase, tokens=tokens, layers=layers)
+    gone = lost(step, policy.decide(step)).any(axis=1)
+    allowed = np.full(len(gone), layers in ("all", third(step.layer, 6)))
+    if phase != "both":
+        allowed &= step.prefill == (phase == "prefill")
+    if tokens != "both":
+        allowed &= step.image == (tokens == "image")
+    assert not gone[~allowed].any()
+    if allowed.all() and name != "drop_light":
+        plain = make_miss_policy(name).decide(step)
+        np.testing.assert_array_equal(policy.decide(step).expert_ids, plain.expert_ids)
+
+
+def test_thirds_of_the_layers():
+    assert [third(layer, 6) for layer in range(6)] == ["early"] * 2 + ["middle"] * 2 + ["late"] * 2
+    assert [third(layer, 4) for layer in range(4)] == ["early", "early", "middle", "late"]
+
+
+@pytest.mark.parametrize("name", [*CAREFUL, "drop", "substitute", "wait"])
+@settings(max_examples=30, deadline=None)
+@given(layer_steps())
+def test_losses_are_counted(name, step):
+    decision = make_miss_policy(name).decide(step)
+    losses = Losses()
+    losses.add(step, decision)
+    gone, chosen, share = lost(step, decision), step.expert_ids >= 0, shares(step.weights)
+    new = [set(a[a >= 0]) - set(b) for a, b in zip(decision.expert_ids, step.expert_ids, strict=True)]
+    rates, choices = losses.rates(), max(int(chosen.sum()), 1)
+    assert rates["exchanged_rate"] * choices == pytest.approx(sum(map(len, new)))
+    assert rates["dropped_rate"] * choices == pytest.approx(gone.sum() - sum(map(len, new)))
+    assert rates["discarded_mass"] == pytest.approx(share[gone].sum() / max(share[chosen].sum(), 1e-9), abs=1e-5)
+
+
+def test_options_are_recorded_with_their_defaults():
+    assert make_miss_policy("wait").options == ""
+    assert make_miss_policy("drop_weak").options == "below=1.0, layers='all', phase='decode', tokens='both'"
+    assert all(make_miss_policy(name).options for name in MISS_POLICIES if name != "wait")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("drop_weak(below=-1)", "below=-1; want a number from 0 up"),
+        ("drop_weak(below='a')", "below='a'; want a number from 0 up"),
+        ("drop_light(mass=2)", r"mass=2; want a number from 0 to 1"),
+        ("cache_prior(strength=-1)", "strength=-1; want"),
+        ("cache_prior(top_j=0.5)", "top_j=0.5; want a whole number"),
+        ("fewer_experts(top_k=0)", "top_k=0; want a whole number from 1 up"),
+        ("drop(phase='prefil')", "did you mean 'prefill'"),
+        ("drop(tokens='images')", "did you mean 'image'"),
+        ("drop(layers='first')", "does not exist"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(name, words):
+    with pytest.raises(InputError, match=words):
+        make_miss_policy(name)
+
+
+def test_a_step_is_not_written_to():
+    random = np.random.default_rng(1)
+    probs_NE = random.dirichlet(np.full(8, 0.5), 20).astype(np.float32)
+    ids_NK = np.argsort(-probs_NE, axis=1)[:, :3].astype(np.int32)
+    weights_NK = np.take_along_axis(probs_NE, ids_NK, axis=1)
+    step = made_step(ids_NK, weights_NK, probs_NE, np.arange(8) < 3)
+    before = {name: np.copy(value) for name, value in vars(step).items() if isinstance(value, np.ndarray)}
+    for name in [*CAREFUL, "drop", "substitute", "fewer_experts"]:
+        make_miss_policy(name).decide(step)
+    for name, value in before.items():
+        np.testing.assert_array_equal(getattr(step, name), value)
