@@ -1,4 +1,4 @@
-"""The study that the README's first command runs: both tasks, every policy, scheduler and miss policy, four sizes.
+"""The study that the README's first command runs: every policy, scheduler and miss policy at up to four sizes.
 
 python -m eval.study --config=configs/quickstart.py --workdir=runs/quickstart
 """
@@ -19,5 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.grids.policies = grid(
         ("resident", "on_demand", "cache_moe", "expertflow", "oracle"), cache_fractions=FRACTIONS
     )
+    config.grids.literature = grid(("class_lru", "lfu", "speculative", "moe_infinity"), cache_fractions=(0.25, 0.5))
+    config.grids.rings = grid(("se_moe", "pregated_forecast"), cache_fractions=(0.5,))  # se_moe: two layers at least
     config.grids.schedulers = grid(("expertflow",), ("random", "kmeans", "greedy"), cache_fractions=FRACTIONS)
     return config

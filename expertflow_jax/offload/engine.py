@@ -407,12 +407,12 @@ class ExpertCacheEngine:
         """Nothing is needed any more, also if the rounds were left unfinished."""
         self._guard.next_layer()
         self._asked = -1
+        self._traffic.urgent.clear()
         if not self._pinning:
             return
         self._pinning = False
         self._needed.clear()
         self._here.clear()
-        self._traffic.urgent.clear()
         pinned = self.pool.kept(slice(0, self.num_slots))
         self.pool.let_go(np.setdiff1d(pinned, self._busy) if self._busy else pinned)
 

@@ -15,6 +15,7 @@ from expertflow_jax.offload.link import LinkSpec
 from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.offload.policies.base import CachePolicy, Forecast
 from expertflow_jax.offload.policies.resident import Resident
+from expertflow_jax.offload.slots import SlotPool
 from expertflow_jax.offload.store import HostTier
 
 PolicyLike = str | type[CachePolicy] | CachePolicy
@@ -75,6 +76,12 @@ class Variant:
     def whole(self) -> bool:
         """Whether every expert has a slot, whatever the cache size."""
         return isinstance(make_policy(self.policy), Resident)
+
+    def check_slots(self, num_slots: int, store: HostTier) -> None:
+        """Raises InputError if the policy refuses so few slots for these experts."""
+        if not self.whole:
+            pool = SlotPool(num_slots, store.num_layers, store.num_experts, store.expert_bytes)
+            make_policy(self.policy).attach(pool)
 
     @property
     def lossless(self) -> bool:

@@ -139,8 +139,7 @@ class CachePolicy:
     def urgency(self, keys: np.ndarray) -> np.ndarray:
         """Missing experts of the running layer, int64 [n] ascending, in the order in which they are to come.
 
-        Absent experts of that layer that nobody asked for may stand between: they travel in this order too, as
-        prefetches.
+        Other absent experts may stand between: they travel in this order too, as prefetches.
         """
         return keys
 

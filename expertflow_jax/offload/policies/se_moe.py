@@ -5,9 +5,9 @@ section n mod K, counting on from step to step. While a layer computes, the sect
 there or under way; once it has been computed its section is released, and the layer K ahead is loaded into it, whole:
 routing is not looked at, nothing is chosen, and every step moves every expert that does not stay. ExpertFlow's paper
 compares with K = 2. PaddlePaddle released no inference code, so this is the paper's description.
-Liberties: experts travel one at a time, not a section in one copy; a layer's experts that have arrived are computed
-while the rest of its section is on its way, but the last of those that it wants come only after all others, so that it
-is not done before its section is whole. A layer that does not run in a step is loaded all the same.
+Liberties: experts travel one at a time, not a section in one copy. A layer's experts that have arrived are computed
+while the rest of its section is on its way; if it lacks any that it wants, these come after all others, so that it is
+not done before its section is whole. A layer that does not run in a step is loaded all the same.
 """
 
 import numpy as np
@@ -47,15 +47,18 @@ class SEMoE(CachePolicy):
 
     def observe(self, layer: int, counts: np.ndarray) -> None:
         self._running += (layer - self._running) % self.num_layers
-        self._loading = max(self._loading, self._running - 1)  # further back nothing can be made up for
+        self._loading = max(self._loading, self._running - self._sections + 1)  # before it, sections are taken again
 
     def _slots_of(self, layer: int) -> np.ndarray:
         return self.slots.slot_of[layer * self.num_experts : (layer + 1) * self.num_experts]
 
     def urgency(self, keys: np.ndarray) -> np.ndarray:
-        layer = self._running % self.num_layers
-        absent_n = layer * self.num_experts + np.flatnonzero(self._slots_of(layer) < 0)
-        return np.concatenate([np.setdiff1d(absent_n, keys), keys])
+        before = []
+        for position in range(self._loading, self._running + 1):
+            layer = position % self.num_layers
+            absent_n = layer * self.num_experts + np.flatnonzero(self._slots_of(layer) < 0)
+            before.append(np.setdiff1d(absent_n, keys))
+        return np.concatenate([*before, keys])
 
     def next_prefetch(self) -> int:
         released = self._running + self._sections

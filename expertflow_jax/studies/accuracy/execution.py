@@ -61,10 +61,10 @@ class Setting:
         return self.quantized[cell.expert_dtype] if cell.expert_dtype else self.model
 
     def plan(self, cell: Cell) -> MemoryPlan:
-        """How the cell's device memory is divided; raises InputError below the minimum budget."""
+        """How the cell's device memory is divided; raises InputError below the least budget or the policy's slots."""
         data, model = self.data[cell.task], self.model_of(cell)
         stages = model.stages
-        return plan_request(
+        plan = plan_request(
             model.config,
             stages.dense_bytes,
             model.store.expert_bytes,
@@ -76,6 +76,8 @@ class Setting:
             scratch_bytes=stages.layout.scratch_bytes,
             host=model.host,
         )
+        cell.variant.check_slots(plan.slots, model.store)
+        return plan
 
     def scheduler(self, cell: Cell) -> Scheduler:
         """The cell's token scheduler."""
