@@ -187,8 +187,10 @@ class InferenceSession:
 
         def look(name: str, x: jax.Array, lengths: np.ndarray) -> None:
             inside_BxT = np.arange(x.shape[1]) < lengths[:, None]
-            if not names and not np.isfinite(np.asarray(x, np.float32)[inside_BxT]).all():
-                names.append(name)
+            with np.errstate(over="ignore", invalid="ignore"):  # a norm takes squares
+                squares_NxD = np.square(np.asarray(x, np.float32)[inside_BxT])
+                if not names and not np.isfinite(squares_NxD.mean(axis=1)).all():
+                    names.append(name)
 
         for past in self._past:
             if past.hidden() is hidden:

@@ -3,6 +3,7 @@ H query heads, Hkv key/value heads, Dh head width."""
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,17 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 MASKED = -1e30  # finite, so that a row with nothing to attend to gives no NaN
 
 
+def unless_huge(mean_square: jax.Array, factor: jax.Array) -> jax.Array:
+    """`factor`, by which a norm multiplies; NaN where the mean square has overflowed to infinity.
+
+    There the factor is 0, which would turn numbers that are too large (beyond 1.8e19) into zeros in silence; NaN goes
+    on to the logits, which are looked at.
+    """
+    return jnp.where(jnp.isinf(mean_square), jnp.nan, factor)
+
+
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm over the last axis, computed in float32."""
+    """Root-mean-square norm over the last axis, computed in float32; NaN where the squares overflow (`unless_huge`)."""
 
     def __init__(self, width: int, eps: float, *, dtype: jnp.dtype):
         self.scale = nnx.Param(jnp.ones(width, dtype))
@@ -28,7 +38,8 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        wide = wide * unless_huge(mean_square, jax.lax.rsqrt(mean_square + self.eps))
         return self.scale[...] * wide.astype(x.dtype)
 
 
@@ -37,9 +48,18 @@ def linear(inputs: int, outputs: int, *, bias: bool, dtype: jnp.dtype, rngs: nnx
     return nnx.Linear(inputs, outputs, use_bias=bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
 
 
-def layer_norm(width: int, *, eps: float = 1e-6, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+class LayerNorm(nnx.LayerNorm):
+    """Flax's, with NaN where the squares overflow."""
+
+    def __call__(self, x: jax.Array, **options: Any) -> jax.Array:
+        """x [..., D]."""
+        mean_square = jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
+        return unless_huge(mean_square, super().__call__(x, **options))
+
+
+def layer_norm(width: int, *, eps: float = 1e-6, dtype: jnp.dtype, rngs: nnx.Rngs) -> LayerNorm:
     """Layer norm with the two-pass variance (the one-pass form loses digits)."""
-    return nnx.LayerNorm(width, epsilon=eps, dtype=dtype, param_dtype=dtype, use_fast_variance=False, rngs=rngs)
+    return LayerNorm(width, epsilon=eps, dtype=dtype, param_dtype=dtype, use_fast_variance=False, rngs=rngs)
 
 
 class GatedMLP(nnx.Module):

@@ -223,6 +223,37 @@ def spoilt(stages, fault):
     return other
 
 
+@pytest.mark.parametrize(
+    ("layer", "part", "place"),
+    [
+        (None, "embed_tokens", "the input embeddings"),
+        (None, "patch_embed", "the input embeddings"),
+        (1, "o_proj", "layer 1"),
+        (1, "q_proj", "layer 1"),
+        (2, "o_proj", "layer 2"),
+    ],
+)
+def test_finite_numbers_whose_squares_overflow_in_a_norm_are_an_error_too(layer, part, place):
+    config, (stages, store) = CONFIGS["plain"], MODELS["plain"]
+    prompts = random_prompts(config, 4, np.random.default_rng(9))
+    assert any(prompt.pixel_values is not None for prompt in prompts)
+
+    def enlarge(path, weights):
+        return weights * 1e25 if any(getattr(key, "key", None) == part for key in path) else weights
+
+    huge = copy.copy(stages)
+    if layer is None:
+        huge.trunk_weights = tuple(jax.tree.leaves(jax.tree_util.tree_map_with_path(enlarge, stages.trunk)))
+    else:
+        huge.layer_weights = list(stages.layer_weights)
+        state = jax.tree_util.tree_map_with_path(enlarge, stages.layer_states[layer])
+        huge.layer_weights[layer] = tuple(jax.tree.leaves(state))
+    with ExpertCacheEngine(store, 8, "on_demand", "emulated(0.001,5)", VirtualClock()) as engine:
+        session = InferenceSession(huge, engine, make_miss_policy("wait"), COSTS)
+        with pytest.raises(NumericError, match=f"first in {place}:"):
+            run_through(session, prompts, "greedy")
+
+
 class NextRouter(CachePolicy):
     """Fetches what the next layer's router would choose on this layer's hidden state (2312.17238)."""
 
