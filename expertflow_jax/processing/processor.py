@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
-from tokenizers import Tokenizer
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.models.aria_config import VISION_DEFAULTS
@@ -20,7 +19,8 @@ from expertflow_jax.processing.content import split_pictures
 from expertflow_jax.processing.images import ImageProcessor
 from expertflow_jax.processing.padded_images import PaddedImageProcessor
 from expertflow_jax.processing.templates import ChatTemplate, find_template
-from expertflow_jax.processing.tokens import load_tokenizer, one_line, read_optional
+from expertflow_jax.processing.text_codec import TextCodec
+from expertflow_jax.processing.tokens import load_tokenizer, read_optional
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Processor:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: TextCodec,
         template: ChatTemplate | None,
         images: ImageProcessor | PaddedImageProcessor | None,
         image_token: str | None,
@@ -78,7 +78,7 @@ class Processor:
         if (token_id := config.get("image_token_id", config.get("image_token_index"))) is not None:
             if not isinstance(token_id, int) or not 0 <= token_id < 2**31:
                 raise InputError(f"{path / 'config.json'}: image_token_id is {str(token_id)[:60]}; want a token's id")
-            image_token = tokenizer.id_to_token(token_id)
+            image_token = tokenizer.vocabulary.id_to_token(token_id)
         ends = end_token_ids(path, tokenizer, special.get("eos_token"))
         template = find_template(path, read_optional(path / "tokenizer_config.json"))
         return cls(tokenizer, template, images, image_token, ends, special, str(path))
@@ -134,17 +134,14 @@ class Processor:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens)
 
     def is_byte(self, token: int) -> bool:
         """Whether a token is "<0x0A>" or the like: tokenizers with byte fallback decode a run of them as one."""
-        return re.fullmatch("<0x[0-9A-F]{2}>", self._tokenizer.id_to_token(token) or "") is not None
+        return re.fullmatch("<0x[0-9A-F]{2}>", self._tokenizer.vocabulary.id_to_token(token) or "") is not None
 
     def _ids(self, text: str, add_special_tokens: bool) -> Int32[np.ndarray, "T"]:
-        try:
-            return np.array(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids, np.int32)
-        except Exception as error:  # the library raises plain Exception; half a surrogate pair is no text to it
-            raise InputError(f"{self._where}: the tokenizer cannot read the text ({one_line(error)})") from error
+        return np.array(self._tokenizer.encode(text, add_special_tokens), np.int32)
 
 
 def check_messages(messages: Any, where: str) -> None:
@@ -192,7 +189,7 @@ def _image_processor(path: Path, config: Mapping[str, Any]) -> ImageProcessor | 
     return ImageProcessor.from_config(values, str(file), limit) if values else None
 
 
-def end_token_ids(path: Path, tokenizer: Tokenizer | None = None, eos_token: str | None = None) -> tuple[int, ...]:
+def end_token_ids(path: Path, tokenizer: TextCodec | None = None, eos_token: str | None = None) -> tuple[int, ...]:
     """Tokens that end an answer: by generation_config.json or config.json, where transformers looks, else the
     tokenizer's."""
     config = read_optional(path / "config.json")
@@ -206,5 +203,5 @@ def end_token_ids(path: Path, tokenizer: Tokenizer | None = None, eos_token: str
         ids = end if isinstance(end, list) else [end]
         if end is not None and ids and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
             return tuple(ids)
-    token = tokenizer.token_to_id(eos_token) if tokenizer is not None and eos_token is not None else None
+    token = tokenizer.vocabulary.token_to_id(eos_token) if tokenizer is not None and eos_token is not None else None
     return () if token is None else (token,)

@@ -1,18 +1,13 @@
-"""Renders chat templates in a process of its own, under limits of memory and time (run as a script by `rendering`).
+"""Renders chat templates, in a process apart (see `apart_main`).
 
 A template is a program of the checkpoint's: jinja's sandbox keeps it from files and from Python's inside, but not from
-making `'a' * 10**10` or loops without end. Each request and each answer is a JSON text behind its length in 8 bytes.
-This file imports nothing of the package, so that the process is small and starts at once.
+making `'a' * 10**10` or loops without end.
 """
 
 import datetime
 import json
-import math
-import struct
-import sys
-import time
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
@@ -98,64 +93,20 @@ def _now(form: str) -> str:
     return datetime.datetime.now().strftime(form)
 
 
-def _rendered(templates: dict[str, jinja2.Template], source: str, variables: dict[str, Any]) -> dict[str, str]:
-    """{"text": ...}, or what went wrong: {"refused": ...}."""
-    try:
-        if source not in templates:
-            templates.clear()  # one checkpoint is used at a time
-            templates[source] = environment().from_string(source)
-        text = templates[source].render(**variables)
-        if len(text) > CHARACTERS:
-            return {"refused": f"it writes {len(text):,} characters, more than {CHARACTERS:,}"}
-        return {"text": text}
-    except MemoryError:
-        return {"refused": f"it needs more than {MEMORY >> 20} MiB of memory", "end": "true"}
-    except RecursionError:
-        return {"refused": "it is nested too deeply"}
-    except Exception as error:  # the template is the checkpoint's, and may fail in any way
-        return {"refused": str(error)[:2000] or type(error).__name__}
+_parsed: dict[str, jinja2.Template] = {}  # by source
 
 
-def read_frame(stream: BinaryIO) -> bytes | None:
-    """The next text, None at the end of the stream."""
-    head = stream.read(8)
-    if len(head) < 8:
-        return None
-    (length,) = struct.unpack("<Q", head)
-    body = stream.read(length)
-    return body if len(body) == length else None
+def answer(source: str, variables: dict[str, Any]) -> str:
+    """What a template makes of its variables.
 
-
-def frame(body: bytes) -> bytes:
-    """A text behind its length."""
-    return struct.pack("<Q", len(body)) + body
-
-
-def main() -> None:
-    """Answers requests until there are no more."""
-    try:
-        import resource
-    except ImportError:  # Windows, where only the other side's clock limits
-        resource = None  # type: ignore[assignment]
-    if resource is not None:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    templates: dict[str, jinja2.Template] = {}
-    while (request := read_frame(sys.stdin.buffer)) is not None:
-        if resource is not None:
-            _, most = resource.getrlimit(resource.RLIMIT_CPU)
-            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + SECONDS, most))
-        try:
-            answer = _rendered(templates, *json.loads(request))
-            body = json.dumps(answer).encode()
-        except MemoryError:
-            answer = {"refused": f"it needs more than {MEMORY >> 20} MiB of memory", "end": "true"}
-            body = json.dumps(answer).encode()
-        sys.stdout.buffer.write(frame(body))
-        sys.stdout.buffer.flush()
-        if "end" in answer:  # what it holds would be missing for the next
-            return
-
-
-if __name__ == "__main__":
-    main()
+    Raises:
+      ValueError: the text is too long.
+      Exception: any; the template is the checkpoint's, and may fail in any way.
+    """
+    if source not in _parsed:
+        _parsed.clear()  # one checkpoint is used at a time
+        _parsed[source] = environment().from_string(source)
+    text = _parsed[source].render(**variables)
+    if len(text) > CHARACTERS:
+        raise ValueError(f"it writes {len(text):,} characters, more than {CHARACTERS:,}")
+    return text

@@ -6,9 +6,10 @@ from typing import Any
 
 from expertflow_jax.checkpoints.files import read_json
 from expertflow_jax.errors import InputError
-from expertflow_jax.processing.rendering import Refusal, render
-from expertflow_jax.processing.template_worker import environment
-from expertflow_jax.processing.tokens import one_line, read_optional
+from expertflow_jax.processing.apart import Apart, Refusal
+from expertflow_jax.processing.template_worker import MEMORY, SECONDS, environment
+from expertflow_jax.processing.text_codec import one_line
+from expertflow_jax.processing.tokens import read_optional
 
 LARGEST = 1 << 20  # bytes of a template; the longest that are published have 30,000
 REASONING = (
@@ -16,6 +17,8 @@ REASONING = (
     "thinking",
     "reasoning",
 )  # of one field; templates read the first or second
+
+RENDERER = Apart("template_worker.py", MEMORY, SECONDS)
 
 
 class ChatTemplate:
@@ -50,7 +53,7 @@ class ChatTemplate:
         variables = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
         turns = [_turn(message) for message in messages]
         try:
-            return render(self._source, {**special_tokens, **variables, "messages": turns})
+            return RENDERER.ask(self._source, {**special_tokens, **variables, "messages": turns})
         except Refusal as error:
             raise InputError(
                 f"{self._where}: the chat template refuses these messages: {one_line(error)}; change either"

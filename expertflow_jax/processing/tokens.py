@@ -4,23 +4,23 @@ reads them.
 tokenizer_config.json names tokens by role (`eos_token`, `image_token`, ...), by id (`added_tokens_decoder`) and in
 lists (`extra_special_tokens`, once `additional_special_tokens`); where it has no `added_tokens_decoder`,
 special_tokens_map.json and added_tokens.json, which older versions wrote, do. A token that tokenizer.json lacks gets
-the next free id. Truncation and padding, which tokenizer.json may carry from training, never apply to a prompt.
+the next free id.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken
 
 from expertflow_jax.checkpoints.files import read_json
 from expertflow_jax.errors import InputError
+from expertflow_jax.processing.text_codec import FLAGS, TextCodec, one_line
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
-def load_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, str]]:
+def load_tokenizer(path: Path) -> tuple[TextCodec, dict[str, str]]:
     """The tokenizer of a checkpoint directory, and its special tokens by role, as chat templates see them.
 
     Raises:
@@ -29,16 +29,11 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, str]]:
     file = path / "tokenizer.json"
     if not file.is_file():
         raise InputError(f"{file}: no such file; a checkpoint needs it for text")
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises plain Exception
-        raise InputError(f"{file}: damaged ({one_line(error)}); download it again") from error
+    codec = TextCodec(file)
     settings = read_optional(path / "tokenizer_config.json")
-    if tokenizer.padding is not None:
-        settings.setdefault("pad_token", tokenizer.padding["pad_token"])
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    added = tokenizer.get_added_tokens_decoder()
+    if codec.pad_token is not None:
+        settings.setdefault("pad_token", codec.pad_token)
+    added = codec.vocabulary.get_added_tokens_decoder()
     by_id, roles, extras = _named_tokens(path, settings, added)
     known = {str(token) for token in [*added.values(), *by_id.values()]}
     tokens: list[str | AddedToken] = [by_id[i] for i in sorted(by_id)]
@@ -49,23 +44,16 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, str]]:
     flagged = [AddedToken(token, special=True) if isinstance(token, str) else token for token in tokens]
     for token in flagged:
         token.special = token.special or str(token) in names
-    tokenizer.add_tokens(flagged)
     split = settings.get("split_special_tokens", False)
     if not isinstance(split, bool):
         raise InputError(f"{path / 'tokenizer_config.json'}: split_special_tokens is {split!r}; want true or false")
-    tokenizer.encode_special_tokens = split
-    return tokenizer, {role: str(token) for role, token in roles.items()}
+    codec.add(flagged, split)
+    return codec, {role: str(token) for role, token in roles.items()}
 
 
 def read_optional(path: Path) -> dict[str, Any]:
     """The JSON object of a file, empty if there is none."""
     return read_json(path) if path.is_file() else {}
-
-
-def one_line(error: object) -> str:
-    """The text of an error that a library or a template raised, short and on one line."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def _named_tokens(

@@ -167,7 +167,8 @@ def test_threads_share_the_process():
 
 ALONE = """
 import os, signal, threading
-from expertflow_jax.processing.rendering import render
+from expertflow_jax.processing.templates import RENDERER
+render = RENDERER.ask
 print(render("{{ x }}", {"x": 1}))
 threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 try:

@@ -5,9 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.processing import Processor
+from expertflow_jax.processing import Processor, text_codec
+from expertflow_jax.processing.apart import Apart
+from expertflow_jax.processing.tokenizer_worker import MEMORY
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "processor"
 QUESTION = "How many green cubes are there in this picture?"
@@ -168,3 +171,42 @@ def test_marked_generations_count_as_what_they_hold(tmp_path):
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     assert len(chat_ids(model)) == 38
+
+
+def own_expressions(folder, step, pattern, content=""):
+    """The golden's tokenizer with a regular expression in one of its steps."""
+    values = json.loads((GOLDENS / "tokenizer.json").read_text())
+    new = {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
+    if step == "pre_tokenizer":
+        new = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    plural = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}[step]
+    steps = [new, values[step]] if step != "decoder" else [values[step], new]
+    return changed(folder, tokenizer={step: {"type": "Sequence", plural: steps}})
+
+
+@pytest.mark.parametrize("step", ["normalizer", "pre_tokenizer", "decoder"])
+def test_a_tokenizer_of_own_expressions_gives_the_ids_and_texts_of_the_library(tmp_path, step):
+    model = own_expressions(tmp_path, step, "(gr|cu)(e+|b)", "x")
+    (model / "added_tokens.json").write_text(json.dumps({"picture": 320}))
+    processor, library = Processor.from_directory(model), Tokenizer.from_file(str(model / "tokenizer.json"))
+    library.add_tokens(["picture"])
+    expected = library.encode(QUESTION, add_special_tokens=False).ids
+    assert 320 in expected
+    assert processor.encode(QUESTION, add_special_tokens=False).input_ids.tolist() == expected
+    assert processor.decode(expected) == library.decode(expected)
+
+
+@pytest.mark.parametrize("step", ["normalizer", "pre_tokenizer"])
+@pytest.mark.parametrize("text", ["a" * 40, ("a" * 21 + " ") * 400])
+def test_an_expression_without_end_is_ended(tmp_path, monkeypatch, step, text):
+    monkeypatch.setattr(text_codec, "TOKENIZERS", Apart("tokenizer_worker.py", MEMORY, 2))
+    processor = Processor.from_directory(own_expressions(tmp_path, step, "(a+)+b"))
+    with pytest.raises(InputError, match=r"tokenizer\.json.*(retry-limit|more than 2 s)") as caught:
+        processor.encode(text)
+    assert "\n" not in str(caught.value)
+    assert len(processor.encode("How many?").input_ids)
+
+
+def test_dropout_is_for_training(tmp_path):
+    model = json.loads((GOLDENS / "tokenizer.json").read_text())["model"]
+    assert ids(changed(tmp_path, tokenizer={"model": model | {"dropout": 0.9}}), QUESTION) == ids(GOLDENS, QUESTION)

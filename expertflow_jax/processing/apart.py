@@ -1,7 +1,7 @@
-"""Chat templates are rendered in a process of their own, which `template_worker` describes: this side of it.
+"""What a checkpoint's files could make endless runs in a process apart, which `apart_main` describes: this side of it.
 
-One process serves all templates. It starts with the first prompt and ends with this process, whose end closes its
-input; it is ended and started anew when a prompt takes too long.
+One process serves all requests of a kind. It starts with the first and ends with this process, whose end closes its
+input; it is ended and started anew when a request takes too long.
 """
 
 import json
@@ -15,23 +15,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-from expertflow_jax.processing.template_worker import MEMORY, SECONDS, frame
+from expertflow_jax.processing.apart_main import frame
 
-WALL_SECONDS = 30.0  # for one prompt with the process's start; its own limit, in processor time, comes before
+WALL_SECONDS = 20.0  # for one request with the process's start; its own limit, in processor time, comes before
 
 
 class Refusal(Exception):
-    """The template raised an error, or reached a limit; the message says which."""
+    """What was asked for failed, or reached a limit; the message says which."""
 
 
-class _Worker:
+class _Process:
     """The process, and whose it is: a forked copy of this process must not write into the same pipe."""
 
-    def __init__(self) -> None:
-        script = Path(__file__).with_name("template_worker.py")
+    def __init__(self, script: str, memory: int, seconds: int):
         self.owner = os.getpid()
+        self._limits = f"{seconds} s or {memory >> 20} MiB"
+        folder = Path(__file__).parent
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(script)],
+            [sys.executable, "-P", folder / "apart_main.py", folder / script, str(memory), str(seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -40,7 +41,7 @@ class _Worker:
             bufsize=0,
         )
 
-    def ask(self, request: bytes) -> dict[str, str]:
+    def ask(self, request: bytes) -> dict[str, Any]:
         """The answer; raises Refusal if none comes within the limits."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -56,8 +57,8 @@ class _Worker:
         except (OSError, EOFError) as error:
             code = self._process.wait()
             if code > 0:  # rather than a signal
-                raise Refusal(f"the process that renders it, {sys.executable}, ended with code {code}") from error
-            raise Refusal(f"it needs more than {SECONDS} s or {MEMORY >> 20} MiB") from error
+                raise Refusal(f"the process that does it, {sys.executable}, ended with code {code}") from error
+            raise Refusal(f"it needs more than {self._limits}") from error
 
     def _read(self, pipe: int, length: int, deadline: float) -> bytes:
         body = bytearray()
@@ -81,35 +82,44 @@ class _Worker:
         self._process.wait()
 
 
-_lock = threading.Lock()
-_worker: _Worker | None = None
+class Apart:
+    """A process that answers requests of one kind, one after another, whichever thread asks."""
 
+    def __init__(self, script: str, memory: int, seconds: int):
+        """
+        Args:
+          script: file of this folder with a function `answer`; it imports nothing of the package.
+          memory: bytes that the process may use.
+          seconds: of processor time for one request.
+        """
+        self._arguments = (script, memory, seconds)
+        self._lock = threading.Lock()
+        self._process: _Process | None = None
 
-def render(source: str, variables: dict[str, Any]) -> str:
-    """What a template makes of its variables, which are turned into plain JSON values first.
+    def ask(self, *request: Any) -> Any:
+        """The "value" of what `answer` returns for this request, a JSON value.
 
-    Raises:
-      Refusal: the template fails, or needs more memory or time than it may.
-    """
-    global _worker
-    try:
-        request = json.dumps([source, variables], default=_placeholder, skipkeys=True).encode()
-    except (ValueError, RecursionError) as error:
-        raise Refusal(f"the messages are no plain values ({error})") from error
-    with _lock:
-        if _worker is None or _worker.owner != os.getpid():
-            _worker = _Worker()
-        worker, answered = _worker, False
+        Raises:
+          Refusal: it fails, or needs more memory or time than it may.
+        """
         try:
-            answer = worker.ask(request)
-            answered = "end" not in answer
-        finally:
-            if not answered:  # also after an interrupt, lest its answer be taken for the next one's
-                _worker = None
-                worker.end()
-    if "text" not in answer:
-        raise Refusal(answer["refused"])
-    return answer["text"]
+            body = json.dumps(request, default=_placeholder, skipkeys=True).encode()
+        except (ValueError, RecursionError) as error:
+            raise Refusal(f"what it is given is no plain value ({error})") from error
+        with self._lock:
+            if self._process is None or self._process.owner != os.getpid():
+                self._process = _Process(*self._arguments)
+            process, answered = self._process, False
+            try:
+                answer = process.ask(body)
+                answered = "end" not in answer
+            finally:
+                if not answered:  # also after an interrupt, lest its answer be taken for the next one's
+                    self._process = None
+                    process.end()
+        if "value" not in answer:
+            raise Refusal(answer["refused"])
+        return answer["value"]
 
 
 def _placeholder(value: Any) -> Any:
