@@ -1,5 +1,8 @@
 """What all studies of the committed model share; `quickstart.py` and `full.py` name their grids of cells."""
 
+import functools
+import sys
+
 import ml_collections
 
 
@@ -20,9 +23,30 @@ def grid(
     )
 
 
+@functools.cache
+def _warn_of_name(earlier: str, name: str) -> None:
+    print(f"warning: {earlier} is called {name} now; the config is read all the same", file=sys.stderr)
+
+
+def block(*values, **options):
+    """What `grid` was called."""
+    _warn_of_name("study_base.block", "study_base.grid")
+    return grid(*values, **options)
+
+
+class StudyConfig(ml_collections.ConfigDict):
+    """Also reads `blocks`, what `grids` was called."""
+
+    def __getattr__(self, name):
+        if name == "blocks":
+            _warn_of_name("config.blocks", "config.grids")
+            name = "grids"
+        return super().__getattr__(name)
+
+
 def get_config() -> ml_collections.ConfigDict:
     """Returns a config without grids."""
-    config = ml_collections.ConfigDict()
+    config = StudyConfig()
     config.model = "digit_scenes_moe"  # a committed model's name, a checkpoint directory, or a hub id
     config.predictor = "digit_scenes_predictor"  # a committed predictor's name, or its directory
     config.dtype = "float32"

@@ -23,7 +23,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from expertflow_jax import compilation_cache, interrupts
-from expertflow_jax.errors import InputError
+from expertflow_jax.errors import InputError, brief
 from expertflow_jax.files import is_write_error, write_error
 
 
@@ -65,8 +65,14 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ml_collections.Conf
         raise InputError(f"--config: no such file: {file}; configs are listed under configs/")
     try:
         plain = _parse(path, ())
-    except Exception as error:
-        raise InputError(f"--config: {file} fails to load: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as raised:
+        error = _of_the_file(raised)
+        text = brief(" ".join(str(error).split()), 300)
+        raise InputError(
+            f"--config: {file}{_line_of(error, file)} fails to load: {type(error).__name__}: {text}"
+        ) from raised
+    if not isinstance(plain, ml_collections.ConfigDict):
+        raise InputError(f"--config: get_config() of {file} returns no ml_collections.ConfigDict")
     keys = list(_flatten(plain))
     for override in overrides:
         key, separator, _ = override.removeprefix("--config.").partition("=")
@@ -80,6 +86,24 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ml_collections.Conf
         return _parse(path, overrides)
     except Exception as error:
         raise InputError(f"--config overrides: {error}".replace("\n", " ")) from error
+
+
+def _of_the_file(error: BaseException) -> BaseException:
+    """What the config file raised, without what the library makes of it, whose text is a whole traceback."""
+    while isinstance(error, flags.Error) or str(error).startswith("Error whilst parsing config file"):
+        if error.__context__ is None:
+            break
+        error = error.__context__
+    return error
+
+
+def _line_of(error: BaseException, file: str) -> str:
+    """ ", line N" of the line in the file at which it was raised; empty if it was nowhere there."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == Path(file).resolve()]
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).resolve() == Path(file).resolve():
+        lines.append(error.lineno)
+    return f", line {lines[-1]}," if lines else ""
 
 
 def _parse(path: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:

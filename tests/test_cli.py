@@ -45,6 +45,41 @@ def test_overrides_take_the_type_of_what_they_replace(config_file: str, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("def get_config():\n    return None.x", ", line 2, fails to load: AttributeError: 'NoneType'"),
+        ("def get_config():\n    raise ValueError('two\\nlines')", ", line 2, fails to load: ValueError: two lines"),
+        ("import sys\n\nsys.exit('enough')", ", line 3, fails to load: SystemExit: enough"),
+        ("def get_config(:\n", ", line 1, fails to load: SyntaxError"),
+        ("import nothing_of_the_kind", ", line 1, fails to load: ModuleNotFoundError"),
+        ("def get_config(arg):\n    return arg", "fails to load: TypeError: get_config() missing 1"),
+        ("def get_config():\n    return {'a': 1}", "returns no ml_collections.ConfigDict"),
+    ],
+)
+def test_a_config_file_that_fails_is_one_line_that_names_its_own(tmp_path: Path, capsys, body: str, message: str):
+    file = tmp_path / "broken.py"
+    file.write_text(body)
+    assert run([f"--config={file}", f"--workdir={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert str(file) in error
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_earlier_names_of_a_study_are_read_with_a_warning(tmp_path: Path, capsys):
+    file = tmp_path / "earlier.py"
+    file.write_text(
+        "from configs import study_base\n\n\ndef get_config():\n    config = study_base.get_config()\n"
+        "    config.blocks.one = study_base.block(('on_demand',), cache_fractions=(0.5,))\n    return config\n"
+    )
+    config = cli.load_config(str(file))
+    assert config.grids.one.policies == ("on_demand",)
+    assert "blocks" not in config
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" is called ")[1].split()[0] for line in lines] == ["study_base.grid", "config.grids"]
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--config.optimizer.rat=1"], "did you mean --config.optimizer.rate?"),
