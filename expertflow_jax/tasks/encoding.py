@@ -1,11 +1,12 @@
 """A task's examples as the model reads them: through its own tokenizer, chat template and image preprocessing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.processing import Processor
+from expertflow_jax.processing import Processor, split_pictures
 from expertflow_jax.processing.batching import Prompt
 from expertflow_jax.tasks.base import Example, Task
 from expertflow_jax.tasks.text import windows
@@ -25,22 +26,21 @@ def encode_example(processor: Processor | None, example: Example) -> Prompt:
         raise InputError("config key model: the checkpoint has no tokenizer.json, and the task's examples are text")
     if example.text is not None:
         return Prompt(processor.encode(example.text).input_ids)
-    if example.image is not None and not processor.takes_images:
+    turns, sources = split_pictures(example.messages, f"example {example.id}")
+    images = [example.image if source is None else source for source in sources]
+    if images and not processor.takes_images:
         raise InputError("config key model: it takes no images (no preprocessor_config.json), and the task has some")
-    if not processor.has_template and (turn := _plain_turn(example)) is not None:
+    if not processor.has_template and (turn := _plain_turn(turns)) is not None:
         return Prompt(processor.encode(turn).input_ids)
-    text = processor.apply_chat_template(example.messages, add_generation_prompt=True)
-    images = [example.image] if example.image is not None else []
+    text = processor.apply_chat_template(turns, add_generation_prompt=True)
     inputs = processor.encode(text, images, add_special_tokens=False)  # the template writes them
     return Prompt(inputs.input_ids, inputs.pixel_values, inputs.image_grid_thw)
 
 
-def _plain_turn(example: Example) -> str | None:
-    """The text of an example that is one turn of text and nothing else."""
-    if example.image is not None or len(example.messages) != 1:
-        return None
-    content = example.messages[0]["content"]
-    return content if isinstance(content, str) else None
+def _plain_turn(messages: Sequence[Mapping[str, Any]]) -> str | None:
+    """The text of a conversation that is one turn of text and nothing else."""
+    content = messages[0]["content"]
+    return content if len(messages) == 1 and isinstance(content, str) else None
 
 
 def encode_task(

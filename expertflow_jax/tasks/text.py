@@ -3,18 +3,20 @@
 DATA/text/{train,val}.jsonl   {"text": "..."} or {"input_ids": [...]}: scored teacher-forced (perplexity)
 DATA/text/{train,val}.txt     one document
 DATA/prompts/{train,val}.jsonl   {"prompt": "..."} or {"messages": [...]}, with "answer" if a study is to score it
+
+Messages hold their pictures (`processing.content`): a data: URL, or a path, which counts from DATA/prompts.
 """
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.processing import check_messages
+from expertflow_jax.processing import check_messages, split_pictures
 from expertflow_jax.tasks.base import Example, mean_by_group
 
 SPLITS = ("train", "val")
@@ -35,7 +37,7 @@ def split_file(data_dir: Path, name: str, split: str, endings: Sequence[str]) ->
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place for messages, object) of each line of a JSONL file; raises InputError for a line that holds none."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # other ends of lines may stand inside a text
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     rows = [(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
@@ -44,7 +46,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for where, line in rows:
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: not JSON ({error})") from error
         if not isinstance(row, dict):
             raise InputError(f"{where}: want a JSON object")
@@ -95,7 +97,7 @@ def _row_document(name: str, where: str, row: dict[str, Any]) -> Example:
     text, ids = row.get("text"), row.get("input_ids")
     if isinstance(text, str) and text and ids is None:
         return _document(name, text=text)
-    whole = isinstance(ids, list) and len(ids) > 1 and all(isinstance(i, int) and i >= 0 for i in ids)
+    whole = isinstance(ids, list) and len(ids) > 1 and all(type(i) is int and 0 <= i < 2**31 for i in ids)
     if whole and text is None:
         return _document(name, input_ids=ids)
     raise InputError(f'{where}: want either "text" (a string) or "input_ids" (two or more token ids)')
@@ -134,8 +136,10 @@ class Prompts:
 
     @staticmethod
     def inputs(data_dir: Path, split: str) -> list[Path]:
-        """The file that the examples are read from."""
-        return [split_file(data_dir, Prompts.name, split, (".jsonl",))]
+        """The file that the examples are read from, and the pictures that it names."""
+        task = Prompts(data_dir, split)
+        pictures = [item.get("image") for e in task.examples() for turn in e.messages for item in _items(turn)]
+        return [task._path, *dict.fromkeys(Path(picture) for picture in pictures if isinstance(picture, str | Path))]
 
     def __init__(self, data_dir: Path, split: str, *, image_first: bool = False):
         self.split = split
@@ -151,13 +155,30 @@ class Prompts:
         elif messages is None:
             raise InputError(f'{where}: want "prompt" (a string) or "messages" (a conversation)')
         else:
-            check_messages(messages, f'{where}: "messages"')
+            messages = self._with_pictures(messages, f'{where}: "messages"')
         if answer is not None and not isinstance(answer, str):
             raise InputError(f'{where}: "answer" is {answer!r}, want a string')
         limit = row.get("max_new_tokens", MAX_NEW_TOKENS)
-        if not isinstance(limit, int) or limit < 1:
+        if type(limit) is not int or limit < 1:
             raise InputError(f'{where}: "max_new_tokens" is {limit!r}, want a whole number of at least 1')
         return Example(name, messages, None, answer, str(row.get("group", "prompts")), name, limit)
+
+    def _with_pictures(self, messages: Any, where: str) -> list[dict[str, Any]]:
+        """The conversation with each picture as {"type": "image", "image": path or bytes of a file}."""
+        check_messages(messages, where)
+        turns, sources = split_pictures(messages, where)
+        if None in sources:
+            raise InputError(
+                f'{where}: an image item holds no picture; write {{"type": "image", "image": a path that counts from '
+                f"{self._path.parent}, or a data: URL}}"
+            )
+        pictures = iter(source if isinstance(source, bytes) else self._path.parent / source for source in sources)
+        for turn in turns:
+            if isinstance(turn["content"], list):
+                turn["content"] = [
+                    {**item, "image": next(pictures)} if item == {"type": "image"} else item for item in turn["content"]
+                ]
+        return turns
 
     def score(self, example: Example, prediction: str) -> float:
         if example.target is None:
@@ -166,6 +187,11 @@ class Prompts:
 
     def aggregate(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, float]:
         return _aggregate(self, examples, predictions)
+
+
+def _items(message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    content = message.get("content")
+    return content if isinstance(content, list) else []
 
 
 def _plain(text: str) -> str:

@@ -1,12 +1,17 @@
 """Tasks on a user's own files: what is read, how documents are cut and scored, and clear refusals."""
 
+import base64
 import dataclasses
+import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.locate import ASSETS
 from expertflow_jax.processing import Processor
+from expertflow_jax.tasks.base import Example, user_turn
 from expertflow_jax.tasks.digit_scenes import processor_files
 from expertflow_jax.tasks.encoding import encode_example, encode_task
 from expertflow_jax.tasks.registry import make_task
@@ -51,6 +56,9 @@ def test_prompts_are_conversations_and_answers_are_compared_without_case_and_spa
         ("[]", "line 1: want a JSON object"),
         ('{"text": 3}', "line 1: want either"),
         ('{"input_ids": [1, -1]}', "line 1: want either"),
+        ('{"input_ids": [1, true]}', "line 1: want either"),
+        ('{"input_ids": [1, 4294967297]}', "line 1: want either"),
+        ("[" * 100_000, "line 1: not JSON"),
         ("", "no lines"),
     ],
 )
@@ -77,8 +85,9 @@ def test_a_model_without_a_template_continues_prompts_and_refuses_images(tmp_pat
     (example,) = task.examples()
     plain = processor.encode("Read the top row.").input_ids
     np.testing.assert_array_equal(encode_example(processor, example).input_ids, plain)
+    pictured = dataclasses.replace(example, messages=user_turn("Read.", False), image=np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(InputError, match="takes no images"):
-        encode_example(processor, dataclasses.replace(example, image=np.zeros((8, 8, 3), np.uint8)))
+        encode_example(processor, pictured)
 
 
 def test_missing_files_tokenizers_and_foreign_tokens_are_named(tmp_path):
@@ -90,3 +99,58 @@ def test_missing_files_tokenizers_and_foreign_tokens_are_named(tmp_path):
     task = make_task("text", written(tmp_path, "text/val.jsonl", '{"input_ids": [1, 99]}'), "val")
     with pytest.raises(InputError, match="token 99, outside the vocabulary of 16"):
         encode_task(None, task, task.examples(), 4, vocabulary=16)
+
+
+def prompt_with(folder, *items):
+    content = [{"type": "text", "text": "Read the top row."}, *items]
+    line = json.dumps({"messages": [{"role": "user", "content": content}]})
+    return make_task("prompts", written(folder, "prompts/val.jsonl", line), "val")
+
+
+@pytest.mark.parametrize("form", ["path", "image", "image_url", "base64"])
+def test_pictures_inside_the_messages_of_a_file_are_read(tmp_path, form):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 48, 3), np.uint8))
+    (tmp_path / "prompts").mkdir()
+    image.save(tmp_path / "prompts" / "a scene.png")
+    data = base64.b64encode((tmp_path / "prompts" / "a scene.png").read_bytes()).decode()
+    item = {
+        "path": {"type": "image", "path": "a scene.png"},
+        "image": {"type": "image", "image": "a scene.png"},
+        "image_url": {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}},
+        "base64": {"type": "image", "base64": data},
+    }[form]
+    processor = Processor.from_directory(ASSETS / "digit_scenes_moe")
+    task = prompt_with(tmp_path, item)
+    (example,) = task.examples()
+    asked = Example("0", user_turn("Read the top row.", False), np.asarray(image), None, "", "", 1)
+    expected, prompt = encode_example(processor, asked), encode_example(processor, example)
+    np.testing.assert_array_equal(prompt.input_ids, expected.input_ids)
+    np.testing.assert_array_equal(prompt.pixel_values, expected.pixel_values)
+    names = [path.name for path in task.inputs(tmp_path, "val")]
+    assert names == ["val.jsonl", *(["a scene.png"] if form in ("path", "image") else [])]
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"type": "image"}, "line 1.*holds no picture"),
+        ({"type": "image", "image": "https://x.org/a.png"}, "line 1.*nothing is downloaded"),
+        ({"type": "image", "image": 5}, "line 1.*no image"),
+        ({"type": "imgae", "image": "a.png"}, "line 1.*neither text nor an image"),
+        ({"type": "image", "image": "missing.png"}, r"prompts/missing\.png: no such file"),
+        ({"type": "image", "base64": "*"}, "not base64"),
+        ({"type": "image", "base64": "AAAA"}, "not a readable image"),
+    ],
+)
+def test_pictures_that_are_none_are_named(tmp_path, item, message):
+    processor = Processor.from_directory(ASSETS / "digit_scenes_moe")
+    with pytest.raises(InputError, match=message) as caught:
+        encode_example(processor, prompt_with(tmp_path, item).examples()[0])
+    assert "\n" not in str(caught.value)
+
+
+def test_only_a_newline_ends_a_line(tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "val.jsonl").write_bytes('\ufeff{"text": "a\u2028b\x85c"}\r\n{"text": "d"}'.encode())
+    documents = make_task("text", tmp_path, "val").examples()
+    assert [document.text for document in documents] == ["a\u2028b\x85c", "d"]
