@@ -102,6 +102,13 @@ _FIELDS = (
         "SHA-256 of the cell's predictions file, in hexadecimal",
         optional=True,
     ),
+    Field(
+        "arrays_sha256",
+        str,
+        "study",
+        "SHA-256 of the arrays that other cells are compared with; null where there are none",
+        optional=True,
+    ),
     _count("cell", "scale", "number of the cell in the config's order"),
     _text("kind", "scale", "host or scheduler"),
     _text("sweep", "scale", "which plot the cell belongs to"),

@@ -160,6 +160,7 @@ class CellRow(Measured):
     experts_per_batch: float
     perplexity: float | None
     predictions_sha256: str | None = None  # known once the predictions are written
+    arrays_sha256: str | None = None  # likewise; None in cells that no other is compared with
 
     @property
     def quantized(self) -> bool:

@@ -23,7 +23,7 @@ from expertflow_jax.harness.row_file import Parse, RowFile, parse_mapping
 CONFIG, ENVIRONMENT, INPUTS = "config.json", "environment.json", "inputs.json"
 _VERSIONS = ("commit", "packages.expertflow-jax", "packages.jax", "packages.jaxlib")  # of what computes the results
 _RESULTS = ("results.jsonl", "metrics.jsonl", "checkpoints")  # of something, so never without a config
-_ROWS = ("results.jsonl", "sections.jsonl", "ablations.jsonl")
+_ROWS = ("results.jsonl", "sections.jsonl", "ablations.jsonl", "metrics.jsonl")
 _OTHERS = ("data", "checkpoints")  # folders whose makers clear them themselves
 _ABSENT = "absent"
 _LATER = "resumed_under"  # key of environment.json: how later openings differed

@@ -12,9 +12,11 @@ from rich.console import Console
 from expertflow_jax import checkpoints, cli
 from expertflow_jax.files import make_folder, write_atomically
 from expertflow_jax.harness.environment import describe_environment
+from expertflow_jax.harness.inputs import claim_inputs
 from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe, Qwen3VLMoeConfig
 from expertflow_jax.tasks.digit_scenes import processor_files
+from expertflow_jax.tasks.digit_scenes.scenes import scans_file
 from expertflow_jax.tasks.digit_scenes.stream import TrainStream, held_out_batches
 from expertflow_jax.training.digit_scenes import make_forward, model_config
 from expertflow_jax.training.evaluation import official_accuracies
@@ -60,6 +62,7 @@ def train_and_export(invocation: cli.Invocation) -> Path:
     stream = _stream(config)
     plain = json.loads(config.to_json_best_effort())
     with Workdir(workdir, plain, describe_environment(config.seed)) as place:
+        claim_inputs(place, {"scikit-learn's handwritten digits": scans_file()})
         export = _train_and_export(invocation, model, stream, place)
     Console().print(f"exported to {export}")
     return export

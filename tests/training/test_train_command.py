@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from expertflow_jax import cli
 from expertflow_jax.api import OffloadedModel
+from expertflow_jax.errors import InputError
+from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.tasks.digit_scenes.items import make_items
+from expertflow_jax.training.moe_run import train_and_export
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,6 +44,19 @@ def test_a_short_run_exports_a_checkpoint_that_answers(tmp_path):
     refused = train(tmp_path, "--config.steps=4")
     assert refused.returncode == 2
     assert "another --workdir" in refused.stderr
+
+
+def test_a_run_on_other_scans_is_refused_before_it_begins(tmp_path):
+    arguments = ["--config=configs/digit_scenes_moe.py", f"--workdir={tmp_path}", "--config.steps=3"]
+    invocation = cli.parse(arguments, description="")
+    with Workdir(tmp_path, json.loads(invocation.config.to_json_best_effort())) as place:
+        place.claim_inputs({"scikit-learn's handwritten digits": "of another release"})
+    with pytest.raises(InputError, match=r"other inputs: scikit-learn's handwritten digits is not what it was"):
+        train_and_export(invocation)
+    (tmp_path / "inputs.json").unlink()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 1}\n')
+    with pytest.raises(InputError, match=r"has rows but no inputs\.json"):
+        train_and_export(invocation)
 
 
 def test_dry_run_prints_the_plan(tmp_path):

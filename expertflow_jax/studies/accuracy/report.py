@@ -141,7 +141,7 @@ def _adjustments(rows: Sequence[CellRow]) -> str:
 def _keys(rows: Sequence[CellRow]) -> tuple[dict[str, Any], list[str]]:
     """Keys that have one value in all cells, and those that vary and that no main column shows."""
     columns = {"cell_id", "task", "policy", "scheduler", "miss_policy", "cache_fraction", "hit_rate", "accuracy"}
-    columns |= {"predictions_sha256"}
+    columns |= {"predictions_sha256", "arrays_sha256"}
     columns |= {"accuracy_ci_low", "accuracy_ci_high", "accuracy_delta", "flips", "bit_identical", "tokens_per_second"}
     values = {f.name: {getattr(row, f.name) for row in rows} for f in dataclasses.fields(CellRow)}
     constant = {key: next(iter(same)) for key, same in values.items() if len(same) == 1 and key not in columns}

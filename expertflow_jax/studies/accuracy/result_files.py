@@ -8,8 +8,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +21,6 @@ from expertflow_jax.harness.rows import CellRow, to_csv
 from expertflow_jax.harness.workdir import Workdir, plain_value
 
 ROWS = "results.jsonl"
-_DAMAGE = (  # what NumPy and zipfile raise on a damaged file
-    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError
-)  # fmt: skip
 _PREDICTION_KEYS = ("id", "prediction", "target", "score", "reference_prediction")
 
 
@@ -46,6 +41,8 @@ class ResultWriter(Workdir):
             self._rows = _by_cell(self._file.path, self._file.rows)
             for row in self.rows:
                 _predictions_file(self.path, row)
+                if row.arrays_sha256 is not None:
+                    _arrays_content(self.path, row)
         except BaseException:
             self.close()
             raise
@@ -90,6 +87,7 @@ class ResultWriter(Workdir):
         if arrays:
             packed = io.BytesIO()
             np.savez_compressed(packed, allow_pickle=False, **arrays)
+            row = dataclasses.replace(row, arrays_sha256=hashlib.sha256(packed.getvalue()).hexdigest())
             write_atomically(self.path / f"arrays/{row.cell_id}.npz", packed.getvalue())
         self._file.append(row)
         self._rows[row.cell_id] = row
@@ -104,16 +102,9 @@ class ResultWriter(Workdir):
         Raises:
           InputError: it was added without, or the file is damaged.
         """
-        path = self.path / f"arrays/{cell}.npz"
-        remedy = self.remedy
-        if not path.exists():
-            raise InputError(f"{path}: no such file, though the cell has a row; {remedy}")
-        content = read_whole(path, remedy)
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as packed:
-                return {name: packed[name] for name in packed.files}
-        except (*_DAMAGE, zipfile.BadZipFile, zlib.error) as error:
-            raise InputError(f"{path}: damaged ({brief(str(error))}); {remedy}") from error
+        content = _arrays_content(self.path, self._rows[cell])
+        with np.load(io.BytesIO(content), allow_pickle=False) as packed:
+            return {name: packed[name] for name in packed.files}
 
     @property
     def remedy(self) -> str:
@@ -156,15 +147,26 @@ def read_predictions(workdir: str | Path, row: CellRow) -> list[dict[str, Any]]:
 def _predictions_file(folder: Path, row: CellRow) -> Path:
     """The row's predictions; raises InputError if they are not those that it was made of."""
     path = folder / f"predictions/{row.cell_id}.jsonl"
+    _whole(folder, path, row, row.predictions_sha256)
+    return path
+
+
+def _arrays_content(folder: Path, row: CellRow) -> bytes:
+    """The row's arrays as their file has them; raises InputError if they are not those that it was made of."""
+    return _whole(folder, folder / f"arrays/{row.cell_id}.npz", row, row.arrays_sha256)
+
+
+def _whole(folder: Path, path: Path, row: CellRow, sha256: str | None) -> bytes:
     remedy = _remedy(folder)
     try:
         if not path.exists():
             raise InputError(f"{path}: no such file, though the cell has a row; {remedy}")
     except OSError as error:  # a name that no file can have
         raise InputError(f"{folder / ROWS}: cell_id {brief(row.cell_id)} names no file; {remedy}") from error
-    if hashlib.sha256(read_whole(path, remedy)).hexdigest() != row.predictions_sha256:
-        raise InputError(f"{path}: not the predictions that its row was made of; put them back, or {remedy}")
-    return path
+    content = read_whole(path, remedy)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise InputError(f"{path}: not the {path.parent.name} that its row was made of; put them back, or {remedy}")
+    return content
 
 
 def _remedy(folder: Path) -> str:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from expertflow_jax.harness.environment import describe_environment
+from expertflow_jax.harness.inputs import claim_inputs
 from expertflow_jax.harness.row_file import with_keys
 from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.offload.budget import format_bytes
@@ -82,7 +83,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
     plain = json.loads(config.to_json_best_effort())
     console = Console(width=None if sys.stdout.isatty() else 118)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    costs = {f"config key workloads.{name}.recorded_costs": w.recorded_costs for name, w in config.workloads.items()}
     with Workdir(workdir, plain, describe_environment(config.seed)) as place:
+        claim_inputs(place, {name: Path(file) for name, file in costs.items() if file})
         results = place.row_file("results.jsonl", with_keys("cell", "kind"))
         finished = {row["cell"] for row in results.rows}
         with Progress(*columns, TextColumn("{task.description}")) as progress:

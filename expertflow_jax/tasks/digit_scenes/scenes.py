@@ -7,8 +7,10 @@ Axes: B scenes, 9 cells in reading order.
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import numpy as np
+import sklearn.datasets
 from scipy import ndimage
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -64,6 +66,11 @@ def sample_scene(rng: np.random.Generator) -> Scene:
     shown = np.where(filled, rng.choice(digits, size=CELLS), BLANK)
     painted = np.where(filled, rng.choice(colors, size=CELLS), BLANK)
     return Scene(tuple(int(d) for d in shown), tuple(int(c) for c in painted))
+
+
+def scans_file() -> Path:
+    """The file of scikit-learn's that holds all scans."""
+    return Path(sklearn.datasets.__file__).parent / "data" / "digits.csv.gz"
 
 
 @functools.cache

@@ -163,7 +163,7 @@ def test_rows_survive_the_trip_through_the_file(tmp_path):
         writer.finish()
         written = writer.rows
     assert read_rows(tmp_path) == written
-    assert [dataclasses.replace(one, predictions_sha256=None) for one in written] == rows
+    assert [dataclasses.replace(one, predictions_sha256=None, arrays_sha256=None) for one in written] == rows
     header, *lines = (tmp_path / "results.csv").read_text().splitlines()
     assert header.split(",") == list(ROW_KEYS)
     assert len(lines) == 2
@@ -208,7 +208,7 @@ def test_damaged_arrays_are_one_line_with_the_remedy(tmp_path, keep):
         writer.add(small_row(0), some_predictions(0), {"first_logits": np.zeros((3, 50), np.float32)})
         path = tmp_path / "arrays" / f"{small_row(0).cell_id}.npz"
         path.write_bytes(path.read_bytes()[:keep])
-        with pytest.raises(InputError, match=r"npz: damaged .*delete the row of its cell"):
+        with pytest.raises(InputError, match=r"npz: not the arrays .*delete the row of its cell"):
             writer.arrays(small_row(0).cell_id)
         path.unlink()
         with pytest.raises(InputError, match=r"npz: no such file.*delete the row of its cell"):
@@ -243,3 +243,14 @@ def test_cell_ids_tell_cells_apart():
 
 if __name__ == "__main__":
     write_all(Path(sys.argv[1]))
+
+
+def test_arrays_of_another_cell_are_found_when_the_folder_is_opened(tmp_path):
+    with ResultWriter(tmp_path, {}) as writer:
+        for index in range(2):
+            writer.add(small_row(index), some_predictions(index), {"first_logits": np.full((3, 50), index, np.float32)})
+    first, second = (tmp_path / "arrays" / f"{small_row(index).cell_id}.npz" for index in range(2))
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(InputError, match=rf"{first.name}: not the arrays that its row was made of") as caught:
+        ResultWriter(tmp_path, {})
+    assert "\n" not in str(caught.value)

@@ -1,6 +1,7 @@
 """The simulate command on a small config: rows, report, resumption, errors; and the fits and shares that it states."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,6 +60,24 @@ def test_a_run_writes_rows_and_a_report_and_goes_on_after_a_kill(tmp_path, capsy
     assert len(again) == len(lines)
     assert run(f"--workdir={workdir}", "--config.steps=3") == 2
     assert "another config" in capsys.readouterr().err
+
+
+def test_a_rerun_with_other_recorded_costs_is_refused(tmp_path, capsys):
+    costs = tmp_path / "costs.json"
+    costs.write_bytes(Path("configs/costs/digit_scenes_moe_cpu.json").read_bytes())
+    small = (
+        "--config.policies=('on_demand',)",
+        "--config.schedulers=('fifo',)",
+        f"--config.workloads.digit_scenes_moe.recorded_costs={costs}",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert run(*small) == 0
+    costs.write_bytes(costs.read_bytes() + b"\n")
+    capsys.readouterr()
+    assert run(*small) == 2
+    error = capsys.readouterr().err.strip()
+    assert "workloads.digit_scenes_moe.recorded_costs is not what it was" in error
+    assert "\n" not in error
 
 
 @pytest.mark.parametrize(
