@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from expertflow_jax.errors import InputError
+from expertflow_jax.errors import InputError, brief
 
 ASSETS = Path(__file__).parent / "assets"
 _WEIGHTS = "*.safetensors"
@@ -32,13 +32,22 @@ def locate(name: str, key: str = "model", *, weights: bool = True) -> Path:
     Raises:
       InputError: no such directory, committed name or hub id.
     """
+    if not name.strip():
+        raise InputError(f"{key}: no name; give a directory, a hub id or a committed name")
     path = Path(name).expanduser()
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        pass
+    except OSError as error:
+        raise InputError(f"{key}: {brief(name)}: {error.strerror}; name another directory") from error
     if path.is_dir():
         return path
     if (ASSETS / name).is_dir():
         return ASSETS / name
     if path.exists():
-        raise InputError(f"{key}: {name} is a file; name the directory that holds config.json")
+        what = "GGUF, which is not read; " if path.suffix == ".gguf" else ""
+        raise InputError(f"{key}: {name} is a file; {what}name the directory that holds config.json and safetensors")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _download(name, key, (*_WANTED_FILES, _WEIGHTS) if weights else _WANTED_FILES)
     raise InputError(
@@ -55,4 +64,7 @@ def _download(hub_id: str, key: str, files: tuple[str, ...]) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=list(files), ignore_patterns=list(_OTHER_WEIGHTS)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).split("\n")[0]
-        raise InputError(f"{key}: no directory {hub_id}, and the hub did not give it: {reason}") from error
+        raise InputError(
+            f"{key}: no directory {hub_id}, and the hub did not give it ({reason.rstrip('.')}); check "
+            "the name, or download it where there is a network and name its directory"
+        ) from error

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 
+from expertflow_jax.checkpoints.other_forms import explain
 from expertflow_jax.errors import InputError, brief
 from expertflow_jax.files import without_waiting
 
@@ -245,6 +246,6 @@ class TensorFiles:
         except OSError as error:  # a name that no file can have
             raise InputError(f"{self._directory / INDEX}: names {brief(file)}: {error.strerror}") from error
         if not there:
-            raise InputError(f"{path}: no such file; the checkpoint's weights must be safetensors, all shards present")
+            raise InputError(f"{path}: no such file{explain(self._directory)}")
         self._shards[file] = _Shard(path)
         return self._shards[file]

@@ -3,6 +3,7 @@
 Axes: E experts, D model width, F expert width.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from expertflow_jax.checkpoints.expert_files import ExpertFiles
 from expertflow_jax.checkpoints.families import FAMILIES, family_of
 from expertflow_jax.checkpoints.files import SINGLE, TensorFiles, all_finite, read_json
 from expertflow_jax.checkpoints.names import DecoderNames, StoredExperts
+from expertflow_jax.checkpoints.other_forms import explain
 from expertflow_jax.checkpoints.quantization import refuse_quantized_config, refuse_quantized_tensors
 from expertflow_jax.errors import InputError, brief
 from expertflow_jax.models.causal_lm import CausalLM, ModelConfig
@@ -30,6 +32,8 @@ def read_config(path: Path) -> ModelConfig:
       InputError: no config.json, a model type that is not supported, or quantised weights.
     """
     file = path / "config.json"
+    if path.is_dir() and not os.path.lexists(file):
+        raise InputError(f"{file}: no such file{explain(path)}")
     values = read_json(file)
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
