@@ -53,15 +53,25 @@ class Move:
 
 @dataclasses.dataclass
 class EventLog:
-    """All asks and moves in their order; moves that had not arrived at the end are left out."""
+    """All asks and moves in their order; moves that had not arrived at the end are left out.
+
+    Attributes:
+      begins: turns at which steps began: what follows has a turn of at least that.
+    """
 
     num_experts: int
+    begins: list[int] = dataclasses.field(default_factory=list)
     asks: list[Ask] = dataclasses.field(default_factory=list)
     moves: list[Move] = dataclasses.field(default_factory=list)
 
     def key(self, move: Move) -> int:
         """Of the expert that moved."""
         return move.layer * self.num_experts + move.expert
+
+    def events(self) -> list[Ask | Move]:
+        """Asks and moves in the order of their turns."""
+        both: list[Ask | Move] = [*self.asks, *self.moves]
+        return sorted(both, key=lambda event: event.turn)
 
     def between(self, first: Ask, last: Ask) -> list[Move]:
         """Moves whose slots were given after `first` had asked and before `last` did."""
@@ -73,7 +83,11 @@ def record(engine: ExpertCacheEngine, steps: Iterable[ReplayStep], costs: Comput
     log, clock, policy = EventLog(engine.store.num_experts), engine.clock, engine.policy
     reserved: list[tuple[int, int, int]] = []  # turn, key and evicted key of every move
     clock.timeline = []
-    observe, moved = policy.observe, policy.moved
+    begin_step, observe, moved = policy.begin_step, policy.observe, policy.moved
+
+    def heard_step(horizon: np.ndarray | None) -> None:
+        log.begins.append(len(log.asks) + len(reserved))
+        begin_step(horizon)
 
     def heard_ask(layer: int, counts: np.ndarray) -> None:
         held = frozenset(np.flatnonzero(engine.pool.slot_of >= 0).tolist())
@@ -88,7 +102,7 @@ def record(engine: ExpertCacheEngine, steps: Iterable[ReplayStep], costs: Comput
     def computed(layer: int, _: int) -> None:
         log.asks[-1] = dataclasses.replace(log.asks[-1], end=clock.now())
 
-    policy.observe, policy.moved = heard_ask, heard_move  # type: ignore[method-assign]
+    policy.begin_step, policy.observe, policy.moved = heard_step, heard_ask, heard_move  # type: ignore[method-assign]
     for step in steps:
         replay_step(engine, step, costs, on_layer=computed)
     arrivals = [(name.split(" ", 1)[0], start, end) for lane, name, start, end in clock.timeline if lane == "link"]

@@ -32,9 +32,10 @@ class Gpu:
     link: str  # a profile of `offload.link`
 
 
-# Data sheets and architecture white papers of NVIDIA: Ampere GA102, Ada, A100, H100, H200, GH200.
+# Data sheets and architecture white papers of NVIDIA: Ampere GA102, A40, Ada, A100, H100, H200, GH200.
 GPUS = {
     "rtx3090": Gpu(936, 71, "pcie4x16"),
+    "a40": Gpu(696, 149.7, "pcie4x16"),
     "rtx4090": Gpu(1008, 165.2, "pcie4x16"),
     "a100": Gpu(2039, 312, "pcie4x16"),
     "h100": Gpu(3350, 989, "pcie5x16"),

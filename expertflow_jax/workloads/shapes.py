@@ -51,7 +51,7 @@ class Shape:
 QWEN3_VL_30B = LayerSize(2048, 768, 128, 8, 32, 4, 128)
 SWITCH = {
     experts: Shape(LayerSize(768, 3072, experts, 1, 12, 12, 64, matrices=2), MixtralConfig, 192, 512, 6, 6, 6)
-    for experts in (8, 64, 128)
+    for experts in (8, 32, 64, 128)
 }
 SHAPES = {
     "mixtral_8x7b": Shape(LayerSize(4096, 14336, 8, 2, 32, 8, 128), MixtralConfig, 256, 896, 4, 8, 2),

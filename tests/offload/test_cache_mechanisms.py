@@ -11,7 +11,7 @@ from expertflow_jax.simulation.event_log import record
 def evictions(log, choose):
     """Compares every eviction to `choose(layer, resident keys that may go)`, told who was asked for before."""
     resident = {}  # key: when it was last asked for, or came
-    for event in sorted([*log.asks, *log.moves], key=lambda event: event.turn):
+    for event in log.events():
         if event in log.asks:
             asked = {event.layer * log.num_experts + expert for expert in event.experts}
             if not resident:

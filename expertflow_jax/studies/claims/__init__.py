@@ -1,0 +1,1 @@
+"""Eight claims about ExpertFlow and its rivals, each judged by an experiment whose criterion the config fixes."""

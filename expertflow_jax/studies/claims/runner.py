@@ -1,0 +1,167 @@
+"""Runs the experiments of a claims config, resumable row by row, and writes the verdicts. See configs/claims.py.
+
+Axes: L MoE layers, E experts, K top-k.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from rich.console import Console
+from rich.progress import track
+
+from expertflow_jax import names
+from expertflow_jax.files import write_atomically
+from expertflow_jax.harness.cells import number
+from expertflow_jax.harness.document import to_markdown
+from expertflow_jax.harness.environment import describe_environment
+from expertflow_jax.harness.inputs import claim_inputs, model_files
+from expertflow_jax.harness.row_file import with_keys
+from expertflow_jax.harness.workdir import Workdir
+from expertflow_jax.inference.loading import load_model
+from expertflow_jax.locate import locate
+from expertflow_jax.offload.policies import make_policy
+from expertflow_jax.offload.store import ExpertSizes
+from expertflow_jax.offload.variant import Variant, new_engine
+from expertflow_jax.predictor import load_predictor
+from expertflow_jax.simulation.event_log import record
+from expertflow_jax.simulation.gpus import GPUS
+from expertflow_jax.simulation.machines import recorded_machine
+from expertflow_jax.simulation.replay import ReplayStep
+from expertflow_jax.studies.claims.mechanisms import MECHANISMS, Run
+from expertflow_jax.studies.claims.report import claims_table, report
+from expertflow_jax.studies.claims.speed import PROTOCOLS, machine_with_predictor, play
+from expertflow_jax.studies.claims.verdicts import Row, Verdict, judge
+from expertflow_jax.workloads.recorded import record_questions, recorded_steps
+from expertflow_jax.workloads.shapes import find_shape
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeedCell:
+    """One policy under one protocol, on a shape with so many slots per layer."""
+
+    claim: str
+    shape: str
+    num_layers: int
+    batch_size: int
+    cache_size: int
+    protocol: str
+    policy: str
+
+    @property
+    def slots(self) -> int:
+        """As the cache size says, or the least that the policy takes."""
+        least = make_policy(self.policy).least_slots(self.num_layers, find_shape(self.shape).full.num_experts)
+        return max(self.cache_size * self.num_layers, least)
+
+
+def cells_of(config: ml_collections.ConfigDict) -> list[SpeedCell]:
+    """All speed cells, those of one trace together.
+
+    Raises:
+      InputError: values that cannot be.
+    """
+    number(1)("config key new_tokens", config.new_tokens)
+    number(0.0, 1.0, above=True, unit="it is slots / experts")("config key cache_fraction", config.cache_fraction)
+    names.find("config key gpu:", config.gpu, GPUS)
+    for claim in config.mechanisms.values():
+        names.find("config key mechanisms: mechanism", claim.mechanism, MECHANISMS)
+    cells = []
+    for name, claim in config.speed.items():
+        for shape, num_layers in claim.shapes:
+            experts = find_shape(shape).full.num_experts
+            for size in config.batch_sizes:
+                number(1, config.sequences // 2, unit="two batches at least")("config key batch_sizes", size)
+                cells += [
+                    SpeedCell(name, shape, num_layers, size, cache_size, protocol, policy)
+                    for cache_size in claim.cache_sizes
+                    if cache_size < experts
+                    for protocol in PROTOCOLS
+                    for policy in ("expertflow", *claim.baselines)
+                ]
+    return cells
+
+
+def plan(config: ml_collections.ConfigDict) -> None:
+    """Prints the claims and cells; runs nothing."""
+    console = Console(width=118)
+    cells = cells_of(config)
+    for claims in (config.speed, config.mechanisms, config.undecided):
+        for claim in claims.values():
+            console.print(f"claim {claim.number}: {claim.text}", highlight=False)
+    console.print(f"{len(cells)} replays on {config.gpu}, {len(config.mechanisms)} event logs; no weights move")
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[Verdict]:
+    """Runs what is not finished yet; writes results.jsonl, claims.json and claims.md and prints the verdicts.
+
+    Raises:
+      InputError: bad config, or a workdir of another one.
+    """
+    cells = cells_of(config)
+    plain = json.loads(config.to_json_best_effort())
+    with Workdir(workdir, plain, describe_environment(config.seed)) as place:
+        models = model_files(config.model) | model_files(config.predictor, "predictor")
+        claim_inputs(place, models | {"costs": Path(config.costs)})
+        results = place.row_file("results.jsonl", with_keys("kind", "claim"))
+        _run_missing(config, cells, results)
+        verdicts = judge(config, results.rows)
+        listed = [dataclasses.asdict(verdict) for verdict in verdicts]
+        write_atomically(workdir / "claims.json", json.dumps(listed, indent=1) + "\n")
+        write_atomically(workdir / "claims.md", to_markdown(report(config, results.rows, verdicts, command), workdir))
+    Console(width=118).print(to_markdown([claims_table(verdicts)]), highlight=False, markup=False, soft_wrap=True)
+    return verdicts
+
+
+def _run_missing(config: ml_collections.ConfigDict, cells: list[SpeedCell], results: Any) -> None:
+    """Appends the rows that are not there yet."""
+
+    def missing(place: Row) -> bool:
+        return not any(place.items() <= row.items() for row in results.rows)
+
+    speeds = [cell for cell in cells if missing(_place(cell))]
+    mechanisms = [n for n in config.mechanisms if missing({"kind": "mechanism", "claim": n})]
+    if not speeds and not mechanisms:
+        return
+    model = load_model(config.model)
+    predictor = load_predictor(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
+    recording = record_questions(model, config.sequences, config.new_tokens, config.seed)
+    traces: dict[Any, list[ReplayStep]] = {}
+
+    def trace(shape: tuple[int, int, int] | None, batch_size: int) -> list[ReplayStep]:
+        key = shape, batch_size
+        if key not in traces:
+            traces.clear()
+            steps = recorded_steps(recording, predictor, shape, batch_size)
+            each = config.new_tokens + 1  # steps of a batch
+            traces[key] = [dataclasses.replace(step, begins=n % each == 0) for n, step in enumerate(steps)]
+        return traces[key]
+
+    for name in mechanisms:
+        claim = config.mechanisms[name]
+        measures = _measure(config, claim, model, trace(None, min(config.batch_sizes)))
+        results.append({"kind": "mechanism", "claim": name, "policy": claim.policy, "measures": measures})
+    for cell in track(speeds, description="replays"):
+        full = find_shape(cell.shape).full
+        machine = machine_with_predictor(config.gpu, full, predictor.nbytes)
+        steps = trace((cell.num_layers, full.num_experts, full.top_k), cell.batch_size)
+        outcome = play(machine, cell.slots, cell.policy, steps, cell.protocol)
+        results.append({**_place(cell), "slots": cell.slots, **dataclasses.asdict(outcome)})
+
+
+def _place(cell: SpeedCell) -> Row:
+    """What tells a row from every other."""
+    return {"kind": "speed", **dataclasses.asdict(cell)}
+
+
+def _measure(config: ml_collections.ConfigDict, claim: Any, model: Any, steps: list[ReplayStep]) -> dict[str, float]:
+    """The measures of a mechanism on the trained model's own routing."""
+    layers, experts = steps[0].rows.shape
+    machine = recorded_machine(config.costs, config.link, model.store.expert_bytes)
+    slots = int(config.cache_fraction * layers * experts)
+    sizes = ExpertSizes(layers, experts, machine.expert_bytes)
+    with new_engine(sizes, Variant.of(claim.policy), slots, machine.link) as engine:
+        log = record(engine, steps, machine.costs)
+    return MECHANISMS[claim.mechanism](Run(log, steps, layers, slots))
