@@ -6,6 +6,7 @@
 Axes: B sequences, T tokens, V vocabulary, P patches, L MoE layers, K top-k.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from expertflow_jax.inference.memory import RequestSize
 from expertflow_jax.inference.planning import ModelSizes, check_request, plan_service
 from expertflow_jax.inference.requests import ProcessorArrays, read_prompts, read_right_padded, read_stops
 from expertflow_jax.inference.sampling import Sampler
-from expertflow_jax.inference.served import make_forecaster, open_session
+from expertflow_jax.inference.served import make_forecaster, open_session, quantized_copies
 from expertflow_jax.inference.turns import Turns
 from expertflow_jax.locate import locate
 from expertflow_jax.offload.budget import MemoryPlan
@@ -56,7 +57,8 @@ class OffloadedModel:
         size: RequestSize,
         *,
         policy: str | type[CachePolicy] | CachePolicy,
-        miss_policy: str | type[MissPolicy] | MissPolicy,
+        misses: MissPolicy,
+        copies: LoadedModel | None,
         predictor: Predictor | None,
         link: str,
     ):
@@ -66,7 +68,8 @@ class OffloadedModel:
         self._predictor = predictor
         self._turns = Turns()
         self._variant = Variant.of(policy)
-        self._session = open_session(model, self._variant, plan.slots, link, RealClock(), miss_policy=miss_policy)
+        served = {"miss_policy": misses, "copies": copies}
+        self._session = open_session(model, self._variant, plan.slots, link, RealClock(), **served)
         self._engine = self._session.engine
         self._tokens = 0
 
@@ -96,7 +99,9 @@ class OffloadedModel:
           cache_fraction: slots / experts instead; with neither, all experts are resident.
           policy: a cache policy: a name of `offload.policies.POLICIES` (but `oracle`, which needs a recorded run),
             "package.module:Class", a class or an object.
-          miss_policy: "wait" is lossless; "drop" and "substitute" change answers.
+          miss_policy: "wait" is lossless; the others of `offload.misses.MISS_POLICIES` change answers, as do options
+            in the name: "drop_weak(below=0.5)". One with quantised copies keeps those in host memory too, beyond
+            `host_memory_budget`.
           predictor: directory or committed name of the model's routing path predictor; None forecasts nothing.
           dtype: "float32" or "bfloat16"; the checkpoint's own by default.
           expert_dtype: "int8" or "int4" keeps and moves experts quantised, two and four times smaller than bfloat16;
@@ -115,7 +120,7 @@ class OffloadedModel:
         compilation_cache.enable()
         if Variant.of(policy).forecast == "truth":
             raise InputError(f"policy {policy!r} needs the recorded routing of the same run; use eval.study")
-        make_miss_policy(miss_policy)
+        misses = make_miss_policy(miss_policy)
         model = load_model(
             _path("path_or_hub_id", path_or_hub_id),
             dtype,
@@ -127,8 +132,10 @@ class OffloadedModel:
             directory = locate(_path("predictor", predictor), "predictor")
             forecaster = load_predictor(directory, expect_fingerprint=model.fingerprint)
         pin_experts(model.store, None if forecaster is None else forecaster.popularity)
+        copies = quantized_copies(model, misses) if misses.copies else None
+        sizes = dataclasses.replace(ModelSizes.of(model), copies=None if copies is None else copies.stages.layout)
         size, plan = plan_service(
-            ModelSizes.of(model),
+            sizes,
             forecaster,
             memory_budget=memory_budget,
             cache_fraction=cache_fraction,
@@ -136,7 +143,7 @@ class OffloadedModel:
             max_tokens=max_tokens,
             max_image_tokens=max_image_tokens,
         )
-        return cls(model, plan, size, policy=policy, miss_policy=miss_policy, predictor=forecaster, link=link)
+        return cls(model, plan, size, policy=policy, misses=misses, copies=copies, predictor=forecaster, link=link)
 
     def logits(
         self,

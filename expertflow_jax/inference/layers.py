@@ -55,12 +55,20 @@ class _Routed:
 class Layers:
     """Brings the members of a super-step through the layers of one model."""
 
-    def __init__(self, stages: Stages, engine: ExpertCacheEngine, miss_policy: MissPolicy, costs: ComputeCosts | None):
+    def __init__(
+        self,
+        stages: Stages,
+        engine: ExpertCacheEngine,
+        miss_policy: MissPolicy,
+        costs: ComputeCosts | None,
+        copies: Stages | None = None,
+    ):
         """Args as `InferenceSession`."""
         self.stages = stages
         self.engine = engine
         self.miss_policy = miss_policy
         self.costs = costs
+        self.copies = copies
         self.losses = Losses()
 
     @property
@@ -120,15 +128,15 @@ class Layers:
     def _moe_layer(self, layer: int, moe_layer: int, passages: Sequence[_Passage], sample: bool) -> int:
         routed = self._route(layer, moe_layer, passages)
         counts_E = sum(r.rows.counts for r in routed).astype(np.int32)
-        if not self.miss_policy.lossless:
-            self._resolve(moe_layer, routed, counts_E)
+        quantized_E = None if self.miss_policy.lossless else self._resolve(moe_layer, routed, counts_E)
         for r in routed:
             r.out = self.stages.empty_output(r.rows.order.size // r.chosen.shape[-1], r.chosen.shape[-1])
-        wanted_E = sum(r.rows.counts for r in routed)
-        for experts, buffers in self.engine.rounds(moe_layer, np.flatnonzero(wanted_E).astype(np.int32), counts_E):
-            for r in routed:
-                for positions, group in self._groups(r.rows, experts):
-                    r.out = self.stages.run_experts(r.out, r.y, group, [buffers[p] for p in positions])
+        wanted = np.flatnonzero(sum(r.rows.counts for r in routed)).astype(np.int32)
+        for experts, buffers in self.engine.rounds(moe_layer, wanted, counts_E, quantized_E):
+            for stages, positions in self._forms(buffers):
+                for r in routed:
+                    for places, group in self._groups(r.rows, [experts[p] for p in positions]):
+                        r.out = stages.run_experts(r.out, r.y, group, [buffers[positions[p]] for p in places])
             self._observe_next(moe_layer, routed)
             for r in routed:
                 rows = [count for count in r.rows.counts[list(experts)].tolist() if count]
@@ -168,13 +176,26 @@ class Layers:
             routed.append(r)
         return routed
 
-    def _resolve(self, moe_layer: int, routed: Sequence[_Routed], counts_E: np.ndarray) -> None:
-        """Has the miss policy say for all members together what runs, and whether compute waits for it."""
+    def _forms(self, buffers: Sequence[Any]) -> list[tuple[Stages, Sequence[int]]]:
+        """Positions in a round of whole experts and of quantised copies, each with the stages that run them."""
+        if self.copies is None:
+            return [(self.stages, range(len(buffers)))]
+        shapes = self.copies.layout.part_shapes
+        is_copy = [tuple(part.shape for part in parts) == shapes for parts in buffers]
+        forms = [(self.stages, False), (self.copies, True)]
+        return [(stages, [p for p, copy in enumerate(is_copy) if copy == form]) for stages, form in forms]
+
+    def _resolve(self, moe_layer: int, routed: Sequence[_Routed], counts_E: np.ndarray) -> np.ndarray | None:
+        """Has the miss policy say for all members together what runs, and whether compute waits for it.
+
+        Returns:
+          bool [E], experts of which a quantised copy will do; None: of none.
+        """
         step = _layer_step(moe_layer, self.engine.store.num_layers, routed, self.engine.usable(moe_layer))
         decision = self.miss_policy.decide(step)
         self.losses.add(step, decision)
         if decision.as_chosen:
-            return
+            return None
         start, wanted_E = 0, np.zeros(len(counts_E), bool)
         for r in routed:
             part = slice(start, start + r.chosen.shape[0] * r.chosen.shape[1])
@@ -182,9 +203,13 @@ class Layers:
             wanted_E |= r.rows.counts > 0
             start = part.stop
         later_E = (counts_E > 0) & ~wanted_E & self.miss_policy.fetches_dropped
-        waits = bool((wanted_E & ~step.usable).any())
+        here_E = step.usable
+        if decision.quantized is not None:
+            here_E = here_E | (decision.quantized & self.engine.copied(moe_layer))
+        waits = bool((wanted_E & ~here_E).any())
         asked, later = (np.flatnonzero(experts).astype(np.int32) for experts in (counts_E, later_E))
-        self.engine.note_lossy(moe_layer, asked, step.usable, counts_E, later, waits)
+        self.engine.note_lossy(moe_layer, asked, here_E, counts_E, later, waits)
+        return decision.quantized
 
     @bookkeeping
     def _sorted(self, ids_NxK: np.ndarray) -> ExpertRows:

@@ -39,6 +39,7 @@ class ModelSizes:
       dtype: of the computation.
       layout: of which arrays an expert consists.
       host: how they are divided between host memory and files.
+      copies: of which arrays a quantised copy consists, where a miss policy runs such.
     """
 
     config: ModelConfig
@@ -46,6 +47,12 @@ class ModelSizes:
     dtype: Any
     layout: BufferLayout
     host: HostPlan
+    copies: BufferLayout | None = None
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Device memory that running an expert takes, of either form."""
+        return max(layout.scratch_bytes for layout in (self.layout, self.copies) if layout is not None)
 
     @staticmethod
     def of(model: LoadedModel) -> "ModelSizes":
@@ -133,7 +140,7 @@ def plan_service(
             predictor=predictor,
             memory_budget=memory_budget,
             cache_fraction=cache_fraction,
-            scratch_bytes=sizes.layout.scratch_bytes,
+            scratch_bytes=sizes.scratch_bytes,
             host=sizes.host,
         )
 

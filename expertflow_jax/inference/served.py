@@ -13,7 +13,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from expertflow_jax.errors import InputError
 from expertflow_jax.inference.forecasting import Forecaster, NoForecast, PredictedForecast, TrueForecast
+from expertflow_jax.inference.loading import LoadedModel, with_expert_dtype
 from expertflow_jax.inference.session import InferenceSession
 from expertflow_jax.offload.clock import Clock
 from expertflow_jax.offload.link import LinkSpec
@@ -48,6 +50,7 @@ def open_session(
     costs: ComputeCosts | None = None,
     disk: LinkSpec | str = "direct",
     stages: Any = None,
+    copies: Served | None = None,
 ) -> InferenceSession:
     """A session on a warm cache of its own; close its `engine` at the end, or use `serve`.
 
@@ -58,15 +61,39 @@ def open_session(
       costs: seconds of each stage on a virtual clock; None under the real one.
       disk: from files to host memory, on the virtual clock.
       stages: instead of the model's own, for example ones that are listened to.
+      copies: the model with quantised experts, for a miss policy that runs such; None: made here if it is needed.
 
     Raises:
-      InputError: fewer slots than the policy needs, or an unknown link or miss policy.
+      InputError: fewer slots than the policy needs, an unknown link or miss policy, or one that runs quantised copies
+        of a model that cannot have them.
     """
     misses = make_miss_policy(miss_policy)
-    engine = new_engine(model.store, variant, slots, link, clock, disk)
+    if misses.copies and copies is None:
+        copies = quantized_copies(model, misses)
+    engine = new_engine(model.store, variant, slots, link, clock, disk, None if copies is None else copies.store)
     if concern := engine.policy.concern(model.stages.config.text.num_experts_per_tok):
         _LOG.warning(concern)
-    return InferenceSession(model.stages if stages is None else stages, engine, misses, costs)
+    return InferenceSession(
+        model.stages if stages is None else stages,
+        engine,
+        misses,
+        costs,
+        copies=None if copies is None else copies.stages,
+    )
+
+
+def quantized_copies(model: Served, misses: MissPolicy) -> LoadedModel:
+    """The same model with the quantised experts that the miss policy runs, all of them in host memory.
+
+    Raises:
+      InputError: the model's own experts are quantised, or it has no checkpoint to quantise.
+    """
+    if not isinstance(model, LoadedModel) or model.quantized:
+        raise InputError(
+            f"miss policy {misses.name}: its {misses.copies} copies are made of a checkpoint's whole experts; load the "
+            "model without expert_dtype, or take another miss policy"
+        )
+    return with_expert_dtype(model, misses.copies, None)
 
 
 @contextlib.contextmanager

@@ -66,6 +66,7 @@ class InferenceSession:
         miss_policy: MissPolicy,
         costs: ComputeCosts | None = None,
         record_speculative: bool = False,
+        copies: Stages | None = None,
     ):
         """
         Args:
@@ -74,6 +75,7 @@ class InferenceSession:
           miss_policy: `wait` (lossless), or a lossy one.
           costs: seconds that each stage takes on the virtual clock; None under the real clock.
           record_speculative: also record what the next layer's router says of this layer's hidden state.
+          copies: stages that run quantised copies of the experts, where the engine has such.
         """
         self.stages = stages
         self.engine = engine
@@ -84,7 +86,7 @@ class InferenceSession:
         self.samples_memory = True  # takes milliseconds: off where a run is timed
         self.peak_device_bytes = 0  # largest sum of what lives on the device, sampled once per shape of super-step
         self._sampled: set[tuple[tuple[int, ...], ...]] = set()
-        self._layers = Layers(stages, engine, miss_policy, costs)
+        self._layers = Layers(stages, engine, miss_policy, costs, copies)
 
     @property
     def clock(self) -> Clock:
@@ -207,7 +209,7 @@ class InferenceSession:
         """Runs a member's step for `look` alone, off the clock."""
         try:
             self.engine.begin_step(None)
-            layers = Layers(self.stages, self.engine, self.miss_policy, None)
+            layers = Layers(self.stages, self.engine, self.miss_policy, None, self._layers.copies)
             layers.run([member], [self._new_record(member)], look=look)
         finally:
             self.engine.end_step()

@@ -43,7 +43,7 @@ from expertflow_jax.offload.guard import Guard
 from expertflow_jax.offload.link import LinkSpec, TransferLink, VirtualLink
 from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.offload.policies.base import CachePolicy
-from expertflow_jax.offload.slots import READY, SlotPool
+from expertflow_jax.offload.slots import SlotPool
 from expertflow_jax.offload.store import HostTier
 from expertflow_jax.offload.traffic import Traffic
 from expertflow_jax.offload.worker import RealLink
@@ -70,6 +70,7 @@ class ExpertCacheEngine:
         clock: Clock | None = None,
         window: int | None = None,
         disk: LinkSpec | str = "direct",
+        copies: HostTier | None = None,
     ):
         """
         Args:
@@ -80,6 +81,8 @@ class ExpertCacheEngine:
           clock: a new virtual one by default.
           window: transfers under way at most; the link's own default if None.
           disk: from files to host memory, of a store that leaves experts on disk; counts on the virtual clock alone.
+
+          copies: the same experts quantised, see `rounds`; one takes a whole slot.
 
         Raises:
           InputError: fewer than one slot, or fewer than the policy needs; an unknown policy or link.
@@ -100,7 +103,7 @@ class ExpertCacheEngine:
         self._foresight = Foresight(store.num_layers, store.num_experts)
         self._counts = Counts()
         parts = (store, self.pool, self.policy, self.clock)
-        self._traffic = Traffic(*parts, LinkSpec.parse(disk), self._changed, self._counts, self._foresight)
+        self._traffic = Traffic(*parts, LinkSpec.parse(disk), self._changed, self._counts, self._foresight, copies)
         self._needed, self._here, self._busy = self._traffic.needed, self._traffic.here, self._traffic.busy
         self._pinning = False  # the running layer keeps slots from being overwritten
         self._asked = -1  # layer whose lossy request has been counted, so that its rounds do not count again
@@ -253,7 +256,12 @@ class ExpertCacheEngine:
             arrived = self.pool.ready(row)
             self.pool.keep(self.pool.slot_of[row][arrived])
             self._pinning = True
-        return arrived
+            return arrived & ~self.pool.quantized[self.pool.slot_of[row]]
+
+    def copied(self, layer: int) -> Bool[np.ndarray, "E"]:
+        """The same of experts that have arrived quantised; call it behind `usable`."""
+        row = slice(layer * self.store.num_experts, (layer + 1) * self.store.num_experts)
+        return self.pool.ready(row) & self.pool.quantized[self.pool.slot_of[row]]
 
     def note_lossy(
         self,
@@ -290,7 +298,11 @@ class ExpertCacheEngine:
                 self._link.pump(changed=True)
 
     def rounds(
-        self, layer: int, experts: Int[np.ndarray, "n"], counts: Int[np.ndarray, "E"] | None = None
+        self,
+        layer: int,
+        experts: Int[np.ndarray, "n"],
+        counts: Int[np.ndarray, "E"] | None = None,
+        quantized: Bool[np.ndarray, "E"] | None = None,
     ) -> Iterator[tuple[tuple[int, ...], tuple[Any, ...]]]:
         """Serves a layer-step: yields (experts, their device arrays) until every expert has been served once.
 
@@ -301,6 +313,7 @@ class ExpertCacheEngine:
           layer: MoE layer index.
           experts: int32 [n], ascending, distinct.
           counts: tokens of the step that chose each expert; 1 for each of `experts` where only the set is known.
+          quantized: experts of which the quantised copy will do; it comes where nothing is there. None: of none.
 
         Raises:
           InputError: an expert was never loaded into the store.
@@ -308,7 +321,7 @@ class ExpertCacheEngine:
         """
         first, buffers, serial = layer * self.store.num_experts, self.pool.buffers, -1
         try:
-            keys, slots = self._ask(layer, first + np.asarray(experts, np.int64), experts, counts)
+            keys, slots = self._ask(layer, first + np.asarray(experts, np.int64), experts, counts, quantized)
             serial = self._guard.serial
             while True:
                 if len(keys):
@@ -323,7 +336,12 @@ class ExpertCacheEngine:
 
     @bookkeeping
     def _ask(
-        self, layer: int, keys: np.ndarray, experts: np.ndarray, counts: np.ndarray | None
+        self,
+        layer: int,
+        keys: np.ndarray,
+        experts: np.ndarray,
+        counts: np.ndarray | None,
+        quantized: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Counts and pins a layer-step's experts, sends for the missing ones; returns (keys, slots) that are here."""
         pool = self.pool
@@ -334,9 +352,8 @@ class ExpertCacheEngine:
             self._next_layer()
             self._empty_slots(layer)
             slots = pool.slot_of[keys]
-            here = pool.state[slots] == READY
+            here, missing = self._traffic.sort(keys, slots, None if quantized is None else quantized[experts])
             all_here = bool(here.all())
-            missing = keys[:0] if all_here else keys[slots < 0]
             if not counted:
                 self._count(slots, here)
                 self._counts["corrections"] += self._foresight.asked(missing)

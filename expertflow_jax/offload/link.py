@@ -83,6 +83,7 @@ class Transfer:
     slot: int
     generation: int
     kind: str  # "urgent" (compute waits), "prefetch" (forecast), "background" (after a lossy miss)
+    quantized: bool = False  # the quantised copy travels
     disk_seconds: float = 0.0  # read from disk before it may travel, on the virtual clock
     start: float = 0.0
     end: float = 0.0

@@ -35,6 +35,11 @@ def _overwrite(old: Parts, source: Parts) -> Parts:
     return tuple(jax.lax.dynamic_update_slice(a, b, (start,) * a.ndim) for a, b in zip(old, moved, strict=True))
 
 
+def _alike(old: Parts, source: Parts) -> bool:
+    """Whether one fits into the memory of the other: a quantised copy does not into that of a whole expert."""
+    return [(a.shape, a.dtype) for a in old] == [(b.shape, b.dtype) for b in source]
+
+
 def _delete(parts: Parts) -> None:
     for part in parts:
         if not part.is_deleted():
@@ -55,6 +60,7 @@ class SlotPool:
       last_used: int64 [S + 1], layer-step in which its expert was last requested (or loaded).
       generation: int64 [S], reservations so far.
       unused_prefetch: bool [S + 1], prefetched and not requested since.
+      quantized: bool [S + 1], its expert is there, or on its way, as a quantised copy.
       buffers: S times the device arrays of one expert, None before first use.
       peak_bytes: most bytes that the slots have held at once.
       reuses_at_once: an expert may be overwritten once what reads it has been dispatched.
@@ -75,6 +81,7 @@ class SlotPool:
         self.last_used = np.zeros(num_slots + 1, np.int64)
         self.generation = np.zeros(num_slots, np.int64)
         self.unused_prefetch = np.zeros(num_slots + 1, bool)
+        self.quantized = np.zeros(num_slots + 1, bool)
         self.buffers: list[Parts | None] = [None] * num_slots
         self.num_empty = num_slots
         self.live_bytes = 0
@@ -130,7 +137,7 @@ class SlotPool:
         """READY slots within `home` that may not be overwritten, ascending: int64 [n]."""
         return ((self.state[home] == READY) & (self.order[home] == KEPT)).nonzero()[0] + home.start
 
-    def reserve(self, slot: int, key: int, tick: int) -> int:
+    def reserve(self, slot: int, key: int, tick: int, quantized: bool = False) -> int:
         """Gives `slot` to the expert `key` that is about to travel; returns the evicted key, -1 if it was
         empty.
         """
@@ -147,7 +154,15 @@ class SlotPool:
         self.order[slot] = KEPT
         self.last_used[slot] = tick
         self.generation[slot] += 1
+        self.quantized[slot] = quantized
         return evicted
+
+    def renew(self, slot: int) -> None:
+        """The whole expert is about to travel into the slot that holds its quantised copy."""
+        self.state[slot] = MOVING
+        self.order[slot] = KEPT
+        self.generation[slot] += 1
+        self.quantized[slot] = False
 
     def write(self, slot: int, source: Parts | None) -> Parts | None:
         """Starts the copy of an expert's host arrays into a reserved slot and returns the slot's new arrays.
@@ -162,7 +177,7 @@ class SlotPool:
             device = next(iter(source[0].devices()))
             new = tuple(jax.device_put(source, jax.sharding.SingleDeviceSharding(device, memory_kind="device")))
             self._account(self.expert_bytes, self.expert_bytes)
-        elif next(iter(old[0].devices())).platform == "cpu":
+        elif next(iter(old[0].devices())).platform == "cpu" and _alike(old, source):
             new = _overwrite(old, source)
             if not all(part.is_deleted() for part in old):
                 self._account(self.expert_bytes, 0)
@@ -204,6 +219,7 @@ class SlotPool:
         self.order[:] = KEPT
         self.last_used[:] = 0
         self.unused_prefetch[:] = False
+        self.quantized[:] = False
         self.num_empty = self.num_slots
 
     def delete(self) -> None:

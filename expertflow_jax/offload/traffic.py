@@ -17,7 +17,7 @@ from expertflow_jax.offload.counts import Counts
 from expertflow_jax.offload.foresight import Foresight
 from expertflow_jax.offload.link import LinkSpec, Transfer
 from expertflow_jax.offload.policies.base import CachePolicy
-from expertflow_jax.offload.slots import SlotPool
+from expertflow_jax.offload.slots import READY, SlotPool
 from expertflow_jax.offload.store import HostTier
 
 
@@ -43,11 +43,13 @@ class Traffic:
         changed: threading.Condition,
         counts: Counts,
         foresight: Foresight,
+        copies: HostTier | None = None,
     ):
         """
         Args:
           disk: from files to host memory; counts on the virtual clock alone.
           changed: the engine's, around its lock.
+          copies: the same experts, quantised; None: nothing is served from such.
         """
         self.urgent: collections.deque[int] = collections.deque()
         self.needed: set[int] = set()
@@ -58,6 +60,8 @@ class Traffic:
         self._store, self._pool, self._policy = store, pool, policy
         self._clock, self._disk, self._changed = clock, disk, changed
         self._counts, self._foresight = counts, foresight
+        self._copies = copies
+        self._quantized: set[int] = set()  # keys of the running layer-step that may come quantised
 
     def forget(self) -> None:
         """The cache starts anew; nothing is under way."""
@@ -93,6 +97,20 @@ class Traffic:
         """Whether the policy has anything to decide: not every expert is in its slot."""
         return self._pool.num_empty > 0 or self._pool.num_slots < len(self._pool.slot_of)
 
+    def sort(self, keys: np.ndarray, slots: np.ndarray, quantized: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Which keys of a layer-step, int64 [n], are there as wanted, bool [n], and the keys that have to travel.
+
+        Args:
+          quantized: bool [n], those of which the quantised copy will do; None: none.
+        """
+        here = self._pool.state[slots] == READY
+        if self._copies is None:
+            return here, keys[:0] if here.all() else keys[slots < 0]
+        willing = np.zeros(len(keys), bool) if quantized is None else quantized
+        self._quantized = set(keys[willing].tolist())
+        worse = here & self._pool.quantized[slots] & ~willing
+        return here & ~worse, keys[(slots < 0) | worse]
+
     def fetch_later(self, keys: Int[np.ndarray, "n"]) -> None:
         """A lossy layer-step missed these keys; at most S wait, the oldest are forgotten."""
         self._background.update(dict.fromkeys(keys.tolist()))
@@ -107,11 +125,15 @@ class Traffic:
         """For the link, with the lock held: reserves a slot for what should travel now."""
         if self.urgent:
             key = self.urgent[0]
+            if (slot := int(self._pool.slot_of[key])) >= 0:  # as a quantised copy, which will not do
+                self.urgent.popleft()
+                return self._renew(key, slot)
             slot = self._slot_for(key, urgent=True)
             if slot < 0:
                 return None
             self.urgent.popleft()
-            return self._reserve(key, slot, "urgent" if key in self.needed else "prefetch")
+            quantized = key in self._quantized
+            return self._reserve(key, slot, "urgent" if key in self.needed else "prefetch", quantized)
         key = self._policy.next_prefetch() if self.scarce else -1
         if key >= 0:
             slot = self._slot_for(key, urgent=False)
@@ -140,26 +162,37 @@ class Traffic:
             self.busy.remove(slot)
         return slot
 
-    def _reserve(self, key: int, slot: int, kind: str) -> Transfer:
+    def _reserve(self, key: int, slot: int, kind: str, quantized: bool = False) -> Transfer:
         pool = self._pool
         wasted = bool(pool.unused_prefetch[slot])
-        evicted = pool.reserve(slot, key, self.tick)
-        self._counts.transfer(kind, self._store.expert_bytes, evicted >= 0, wasted)
+        evicted = pool.reserve(slot, key, self.tick, quantized)
+        self._counts.transfer(kind, self._tier(quantized).expert_bytes, evicted >= 0, wasted)
         self.started += 1
         self._policy.moved(key, evicted)
         pool.unused_prefetch[slot] = kind == "prefetch"
-        return Transfer(key, slot, int(pool.generation[slot]), kind)
+        return Transfer(key, slot, int(pool.generation[slot]), kind, quantized)
+
+    def _renew(self, key: int, slot: int) -> Transfer:
+        """The whole expert takes the place of its quantised copy."""
+        self._pool.renew(slot)
+        self._counts.transfer("urgent", self._store.expert_bytes, False, False)
+        self.started += 1
+        return Transfer(key, slot, int(self._pool.generation[slot]), "urgent")
+
+    def _tier(self, quantized: bool) -> HostTier:
+        return self._copies if quantized and self._copies is not None else self._store
 
     def load(self, transfer: Transfer) -> int:
         """For the link, without the lock: starts the copy into the reserved slot; returns its bytes."""
-        if unpinned := self._store.unpinned_bytes(transfer.key):
+        tier = self._tier(transfer.quantized)
+        if unpinned := tier.unpinned_bytes(transfer.key):
             with self._changed:
                 self._counts["disk_reads"] += 1
                 self._counts["disk_bytes"] += unpinned
             if self._clock.virtual:
                 transfer.disk_seconds = self._disk.seconds_on_link(unpinned) + self._disk.latency_seconds
-        transfer.buffer = self._pool.write(transfer.slot, self._store.source(transfer.key))
-        return self._store.expert_bytes
+        transfer.buffer = self._pool.write(transfer.slot, tier.source(transfer.key))
+        return tier.expert_bytes
 
     def arrived(self, transfer: Transfer) -> None:
         """For the link, with the lock held: the expert is usable."""

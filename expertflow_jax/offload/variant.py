@@ -108,6 +108,7 @@ def new_engine(
     link: LinkSpec | str = "direct",
     clock: Clock | None = None,
     disk: LinkSpec | str = "direct",
+    copies: HostTier | None = None,
 ) -> ExpertCacheEngine:
     """An engine with a warm cache and fresh counts; close it.
 
@@ -115,13 +116,14 @@ def new_engine(
       store: of a model, or `ExpertSizes` to simulate without weights.
       num_slots: S; None, or a policy that keeps everything: as many as there are experts.
       clock: a new virtual one by default.
+      copies: the same experts quantised, for a miss policy that runs such.
 
     Raises:
       InputError: fewer slots than the policy needs, or an unknown link.
     """
     everything = store.num_layers * store.num_experts
     slots = everything if num_slots is None or variant.whole else num_slots
-    engine = ExpertCacheEngine(store, slots, make_policy(variant.policy), link, clock, disk=disk)
+    engine = ExpertCacheEngine(store, slots, make_policy(variant.policy), link, clock, disk=disk, copies=copies)
     engine.warm_up()
     engine.reset_stats()
     return engine

@@ -10,8 +10,19 @@ from expertflow_jax.offload.misses import MISS_POLICIES, LayerStep, make_miss_po
 from expertflow_jax.offload.misses.base import shares, third
 from expertflow_jax.offload.misses.losses import Losses
 
-CAREFUL = ("drop_weak(below=1.5, phase='both')", "drop_light(mass=0.2)", "cache_prior(strength=0.5)")
-NOTHING = ("drop_weak(below=0, phase='both')", "drop_light(mass=0)", "cache_prior(strength=0)", "wait")
+CAREFUL = (
+    "drop_weak(below=1.5, phase='both')",
+    "drop_light(mass=0.2)",
+    "cache_prior(strength=0.5)",
+    "low_precision(t1=0.3, t2=0.6)",
+)
+NOTHING = (
+    "drop_weak(below=0, phase='both')",
+    "drop_light(mass=0)",
+    "cache_prior(strength=0)",
+    "low_precision(t1=1, t2=1)",
+    "wait",
+)
 
 
 @st.composite
@@ -130,6 +141,28 @@ def test_a_stronger_prior_exchanges_more():
     assert 0 < exchanged[0] < exchanged[1] < exchanged[2]
 
 
+@settings(max_examples=100, deadline=None)
+@given(layer_steps(), st.sampled_from([(0.6, 0.9), (0.0, 0.3), (-1.0, 1.0), (-1.0, -1.0)]))
+def test_low_precision_brings_an_expert_in_the_best_form_that_a_token_wants(step, thresholds):
+    t1, t2 = thresholds
+    decision = make_miss_policy("low_precision", t1=t1, t2=t2).decide(step)
+    share = shares(step.weights)
+    before_NK = np.cumsum(share, axis=1) - share
+    gone = lost(step, decision)
+    copies = set(np.flatnonzero(decision.quantized)) if decision.quantized is not None else set()
+    for expert in range(len(step.usable)):
+        if step.usable[expert] or not (step.expert_ids == expert).any():
+            assert expert not in copies
+            assert not gone[step.expert_ids == expert].any()
+            continue
+        least = before_NK[step.expert_ids == expert].min()
+        if abs(least - t1) < 1e-5 or abs(least - t2) < 1e-5:
+            continue
+        assert (expert in copies) == (t1 < least < t2)
+        assert gone[step.expert_ids == expert].all() == (least > t2)
+        assert gone[step.expert_ids == expert].any() == (least > t2)
+
+
 @pytest.mark.parametrize("name", ["drop", "substitute", "drop_light", "fewer_experts"])
 @settings(max_examples=40, deadline=None)
 @given(
@@ -187,6 +220,8 @@ def test_options_are_recorded_with_their_defaults():
         ("cache_prior(strength=-1)", "strength=-1; want"),
         ("cache_prior(top_j=0.5)", "top_j=0.5; want a whole number"),
         ("fewer_experts(top_k=0)", "top_k=0; want a whole number from 1 up"),
+        ("low_precision(bits=2)", "bits=2; want 8 or 4"),
+        ("low_precision(t1=0.9, t2=0.5)", "t2=0.5 is below t1=0.9"),
         ("drop(phase='prefil')", "did you mean 'prefill'"),
         ("drop(tokens='images')", "did you mean 'image'"),
         ("drop(layers='first')", "does not exist"),

@@ -9,14 +9,14 @@ from expertflow_jax.offload.misses.drop import Drop
 from expertflow_jax.offload.misses.drop_light import DropLight
 from expertflow_jax.offload.misses.drop_weak import DropWeak
 from expertflow_jax.offload.misses.fewer_experts import FewerExperts
+from expertflow_jax.offload.misses.low_precision import LowPrecision
 from expertflow_jax.offload.misses.substitute import Substitute
 from expertflow_jax.offload.misses.wait import Wait
 
 __all__ = ["MISS_POLICIES", "Decision", "Drop", "LayerStep", "MissPolicy", "Substitute", "Wait", "make_miss_policy"]
 
-MISS_POLICIES: dict[str, type[MissPolicy]] = {
-    policy.name: policy for policy in (Wait, Drop, Substitute, DropWeak, DropLight, CachePrior, FewerExperts)
-}
+_CLASSES = (Wait, Drop, Substitute, DropWeak, DropLight, LowPrecision, CachePrior, FewerExperts)
+MISS_POLICIES: dict[str, type[MissPolicy]] = {policy.name: policy for policy in _CLASSES}
 
 
 def make_miss_policy(policy: str | type[MissPolicy] | MissPolicy, **options: Any) -> MissPolicy:

@@ -61,11 +61,13 @@ class Decision:
     Attributes:
       expert_ids: -1 with weight 0 where nothing runs.
       as_chosen: what the router chose, all of it, so that the layer-step is served as `wait` serves it.
+      quantized: experts of which a quantised copy will do, if the whole one is not there; None: of none.
     """
 
     expert_ids: Ids
     weights: Weights
     as_chosen: bool = False
+    quantized: Bool[np.ndarray, " E"] | None = None
 
 
 class MissPolicy:
@@ -76,12 +78,14 @@ class MissPolicy:
     Attributes:
       name: as in configs and results.
       lossless: whether outputs equal the resident run's bit for bit.
+      copies: "int8" or "int4" if misses may be served from quantised copies of the experts; "": there are none.
       fetches_dropped: experts that were done without travel later, when the link is free, so that the cache adapts.
       phase, tokens, layers: where losses are allowed, of `PHASES`, `TOKENS` and `LAYERS`; elsewhere compute waits.
     """
 
     name = ""
     lossless = False
+    copies = ""
     fetches_dropped = True
     phase = "both"
     tokens = "both"
@@ -147,11 +151,11 @@ def rescale(weights: Weights, parts: Weights, changed: Bool[np.ndarray, " N"]) -
     return np.where(changed[:, None], parts * scale, weights).astype(weights.dtype)
 
 
-def number_option(policy: str, name: str, value: object, high: float = math.inf) -> float:
-    """`value`, if it is a number from 0 to `high`; raises InputError otherwise."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= high:
+def number_option(policy: str, name: str, value: object, high: float = math.inf, low: float = 0.0) -> float:
+    """`value`, if it is a number from `low` to `high`; raises InputError otherwise."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
         return value
-    bounds = "from 0 up" if high == math.inf else f"from 0 to {high:g}"
+    bounds = f"from {low:g} up" if high == math.inf else f"from {low:g} to {high:g}"
     raise InputError(f"miss policy {policy}: {name}={value!r}; want a number {bounds}")
 
 

@@ -100,6 +100,7 @@ def make_row(
     outcome: Outcome,
     reference: Outcome,
     baseline: Outcome,
+    copies_bytes: int = 0,
 ) -> CellRow:
     """The cell's row.
 
@@ -107,6 +108,7 @@ def make_row(
       model: that the cell ran.
       reference: the all-resident run of the same batches, for bit-identity.
       baseline: the all-resident run in order of arrival, for paired accuracy.
+      copies_bytes: host bytes of quantised copies of the experts, beside the experts themselves.
     """
     sample = {"samples": config.bootstrap_samples, "seed": cell.seed}
     scores, clusters = units(data, outcome.scores)
@@ -135,7 +137,7 @@ def make_row(
         miss_options=misses.options or None,
         expert_dtype=model.expert_dtype,
         lossless=misses.lossless and cell.variant.lossless and not model.quantized,
-        host_bytes=execution.plan.host_bytes,
+        host_bytes=execution.plan.host_bytes + copies_bytes,
         seed=cell.seed,
         num_examples=len(data.examples),
         units=len(np.unique(clusters)),

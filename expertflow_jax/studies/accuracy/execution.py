@@ -38,7 +38,8 @@ class Setting:
 
     Attributes:
       model: as the checkpoint has it.
-      quantized: by the `expert_dtype` of cells, the same model with such experts.
+      quantized: by name of the `expert_dtype` of cells, or of the copies of a miss policy, the same model with such
+        experts.
       predictor: None if no cell forecasts.
       data, signatures: per task; signatures float32 [W, L, E].
       costs: seconds of each stage on the virtual clock; None under the real one.
@@ -62,7 +63,7 @@ class Setting:
 
     def plan(self, cell: Cell) -> MemoryPlan:
         """How the cell's device memory is divided; raises InputError below the least budget or the policy's slots."""
-        data, model = self.data[cell.task], self.model_of(cell)
+        data, model, copies = self.data[cell.task], self.model_of(cell), self.copies_of(cell)
         stages = model.stages
         plan = plan_request(
             model.config,
@@ -73,11 +74,15 @@ class Setting:
             predictor=self.predictor if cell.forecasts else None,
             memory_budget=cell.memory_budget,
             cache_fraction=cell.cache_fraction,
-            scratch_bytes=stages.layout.scratch_bytes,
+            scratch_bytes=max(part.stages.layout.scratch_bytes for part in (model, copies) if part is not None),
             host=model.host,
         )
         cell.variant.check_slots(plan.slots, model.store)
         return plan
+
+    def copies_of(self, cell: Cell) -> LoadedModel | None:
+        """The model with the quantised experts that the cell's miss policy serves misses from, if it does."""
+        return self.quantized[cell.copies] if cell.copies else None
 
     def scheduler(self, cell: Cell) -> Scheduler:
         """The cell's token scheduler."""
@@ -133,7 +138,8 @@ def execute(
     plan = setting.plan(cell)
     clock = VirtualClock() if setting.costs is not None else RealClock()
     gc.collect()  # the slots of an engine that is gone must not count as this cell's memory
-    served = {"miss_policy": cell.miss_policy, "costs": setting.costs, "disk": setting.disk}
+    served: dict[str, Any] = {"miss_policy": cell.miss_policy, "costs": setting.costs, "disk": setting.disk}
+    served["copies"] = setting.copies_of(cell)
     with serve(setting.model_of(cell), cell.variant, plan.slots, setting.link, clock, **served) as session:
         if not clock.virtual:  # compile outside the measurement
             _run(setting, cell, session, truth, None, plan)

@@ -54,6 +54,11 @@ class Cell:
         return Variant.of(self.policy)
 
     @property
+    def copies(self) -> str:
+        """In which form the miss policy serves misses from quantised copies; "" if it does not."""
+        return make_miss_policy(self.miss_policy).copies
+
+    @property
     def forecasts(self) -> bool:
         """Whether the routing path predictor runs in this cell, for its cache policy or its scheduler."""
         return self.variant.forecast == "predictor" or scheduler_class(self.scheduler).uses_forecast

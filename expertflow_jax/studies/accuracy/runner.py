@@ -69,7 +69,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, todo: Sequence[Cel
     predictor = None
     if config.predictor:
         predictor = load_predictor(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
-    wanted = sorted({cell.expert_dtype for cell in todo if cell.expert_dtype})
+    wanted = sorted({dtype for cell in todo for dtype in (cell.expert_dtype, cell.copies) if dtype})
     quantized = {name: with_expert_dtype(model, name, host_memory_budget) for name in wanted}
     for served in (model, *quantized.values()):
         pin_experts(served.store, None if predictor is None else predictor.popularity)
@@ -203,5 +203,8 @@ def _run_cell(config, setting: Setting, cell: Cell, writer: ResultWriter, outcom
     if is_reference:
         outcomes[cell] = outcome
     reference, baseline = outcome_of(cell.reference), outcome_of(cell.baseline)
-    row = make_row(config, setting.model_of(cell), cell, data, execution, outcome, reference, baseline)
+    copies = setting.copies_of(cell)
+    copies_bytes = 0 if copies is None else copies.host.host_bytes
+    model = setting.model_of(cell)
+    row = make_row(config, model, cell, data, execution, outcome, reference, baseline, copies_bytes)
     writer.add(row, predictions(data, outcome, baseline), outcome.arrays() if is_reference else None)
