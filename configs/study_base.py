@@ -57,9 +57,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.data_dir = ""  # official files; empty: the digit scenes, written to WORKDIR/data
     config.digit_scenes = ml_collections.ConfigDict({"train": 4_000, "val": 2_000, "seed": 0})  # questions
     config.image_first = False  # whether prompts show the image before the question
+    # How questions are asked: "" as here; "lmms-eval" or "vlmevalkit": prompt, image place and length of answers as
+    # that harness has them.
+    config.harness = ""
+    config.max_new_tokens = 0  # length limit of an answer; 0: the harness's
+    config.evaluator = ""  # of multiple choice: "vlmevalkit-2025-08" (also with "") or "vlmevalkit-2026-06"
     config.split = "val"
     config.text_tokens = 128  # tokens of a sequence of task "text", which cuts DATA_DIR/text/val.jsonl or .txt
     config.num_examples = 128  # per task; 0 for all. MMBench keeps whole circular groups
+    config.sample_seed = -1  # of a random sample of whole images from the split; -1: the first num_examples
 
     config.batch_size = 8
     config.window = 64  # sequences that the token scheduler sees at once

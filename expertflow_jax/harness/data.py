@@ -18,6 +18,8 @@ from expertflow_jax.tasks.digit_scenes.files import write_benchmark
 from expertflow_jax.tasks.encoding import encode_task
 from expertflow_jax.tasks.registry import make_task
 
+ASKING = ("image_first", "harness", "max_new_tokens", "evaluator", "sample_seed")  # config keys that tasks take
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
@@ -43,13 +45,17 @@ def open_task(config: ml_collections.ConfigDict, name: str, workdir: Path) -> Ta
     if not config.data_dir:
         sizes = config.digit_scenes
         write_benchmark(data_dir, train=sizes.train, val=sizes.val, seed=sizes.seed)
-    prepared_dir = workdir / "tfds"
-    return make_task(name, data_dir, config.split, image_first=config.image_first, prepared_dir=prepared_dir)
+    options = {key: config[key] for key in ASKING}
+    return make_task(name, data_dir, config.split, prepared_dir=workdir / "tfds", **options)
 
 
-def prepare(model: LoadedModel, task: Task, limit: int, text_tokens: int) -> TaskData:
-    """Reads and encodes `limit` examples (all with 0)."""
-    questions = task.examples(None if task.teacher_forced else limit or None)
+def read(task: Task, limit: int) -> list[Example]:
+    """`limit` examples (all with 0); of a teacher-forced task all documents, which are cut later."""
+    return task.examples(None if task.teacher_forced else limit or None)
+
+
+def prepare(model: LoadedModel, task: Task, questions: Sequence[Example], limit: int, text_tokens: int) -> TaskData:
+    """Encodes what `read` gave; of a teacher-forced task the first `limit` sequences (all with 0)."""
     examples, prompts = encode_task(model.processor, task, questions, text_tokens, model.config.text.vocab_size)
     prompts = [for_stacks(model.config, prompt, foretold=task.teacher_forced) for prompt in prompts]
     if task.teacher_forced:  # behind an encoder, what the decoder foretells

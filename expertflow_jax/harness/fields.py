@@ -72,8 +72,12 @@ def _rate(name: str, commands: str, meaning: str, optional: bool = False) -> Fie
     return Field(name, float, commands, meaning, high=1.0, optional=optional)
 
 
+def _score(name: str, meaning: str) -> Field:
+    return _rate(name, "study", f"{meaning}; null where answers are not public", optional=True)
+
+
 def _change(name: str, meaning: str) -> Field:
-    return Field(name, float, "study", meaning, low=-1.0, high=1.0)
+    return Field(name, float, "study", f"{meaning}; null likewise", low=-1.0, high=1.0, optional=True)
 
 
 def _text(name: str, commands: str, meaning: str) -> Field:
@@ -143,22 +147,22 @@ _FIELDS = (
     _count("units", "study", "independent clusters behind intervals and tests: images, or sequences of text"),
     _count("repeats", "throughput", "timed runs behind the medians"),
     _count("steps", "throughput", "of the window"),
-    _rate("accuracy", "study", "the task's official metric"),
-    _rate("accuracy_ci_low", "study", "95 % interval, clustered by image"),
-    _rate("accuracy_ci_high", "study", "95 % interval, clustered by image"),
-    _rate("reference_accuracy", "study", "of the all-resident run in order of arrival"),
+    _text("evaluator", "study", "whose rule accuracy is by, with its version"),
+    _score("accuracy", "the task's official metric"),
+    _score("accuracy_ci_low", "95 % interval, clustered by image"),
+    _score("accuracy_ci_high", "95 % interval, clustered by image"),
+    _score("reference_accuracy", "of the all-resident run in order of arrival"),
+    Field("second_evaluator", str, "study", "whose rule second_accuracy is by; null: there is none", optional=True),
+    _rate("second_accuracy", "study", "of the same answers by the second evaluator", optional=True),
+    _rate("second_reference_accuracy", "study", "the same of the all-resident run in order of arrival", optional=True),
     _change("accuracy_delta", "accuracy less the reference's, paired by example"),
     _change("delta_ci_low", "95 % interval of the difference, not adjusted for other cells; 0 to 0 is proof by bits"),
     _change("delta_ci_high", "95 % interval of the difference, not adjusted for other cells; 0 to 0 is proof by bits"),
     _count("flips", "study", "examples whose answer differs from the reference's"),
-    _rate("p_value", "study", "two-sided, of no difference: signs of whole clusters flipped; not adjusted for cells"),
-    _rate(
-        "equivalence_p",
-        "study",
-        "two one-sided tests of a difference beyond the margin; not adjusted; 0: proof by bits",
-    ),
+    _score("p_value", "two-sided, of no difference: signs of whole clusters flipped; not adjusted for cells"),
+    _score("equivalence_p", "two one-sided tests of a difference beyond the margin; not adjusted; 0: proof by bits"),
     _rate("equivalence_margin", "study", "least difference in accuracy that counts as an impact"),
-    _rate("mcnemar_p", "study", "exact McNemar test as if examples were independent; describes, no claim rests on it"),
+    _score("mcnemar_p", "exact McNemar test as if examples were independent; describes, no claim rests on it"),
     _number("logit_kl", "study", "KL(reference || cell) of the first answer token, mean over examples", "nats"),
     Field(
         "margin_delta",

@@ -14,7 +14,6 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.locate import locate
 from expertflow_jax.tasks.builders.digests import Digests
-from expertflow_jax.tasks.registry import task_class
 
 MEMORY = "digests.json"
 _SERVED = (".safetensors", ".json", ".jinja", ".txt")  # what a checkpoint or predictor folder is read for
@@ -26,19 +25,9 @@ def model_files(name: str, key: str = "model") -> dict[str, Path]:
     return {f"{key} file {path.name}": path for path in sorted(folder.iterdir()) if path.suffix in _SERVED}
 
 
-def task_files(config: ml_collections.ConfigDict, tasks: Iterable[str], splits: Iterable[str]) -> dict[str, Path]:
-    """Files and folders of `config.data_dir` that the tasks read; none of the benchmark that is made up."""
-    if not config.data_dir:
-        return {}
-    paths: dict[str, Path] = {}
-    for task in tasks:
-        meant = task_class(task)
-        for split in splits:
-            inputs = getattr(meant, "inputs", None)
-            paths |= {
-                f"data_dir file {path}": path for path in (inputs(Path(config.data_dir), split) if inputs else ())
-            }
-    return paths
+def task_files(config: ml_collections.ConfigDict, paths: Iterable[Path]) -> dict[str, Path]:
+    """Files and folders of `config.data_dir` by how to name them to the user; none of the benchmark that is made up."""
+    return {f"data_dir file {path}": path for path in paths} if config.data_dir else {}
 
 
 def claim_inputs(workdir: Workdir, paths: Mapping[str, Path]) -> None:

@@ -122,7 +122,7 @@ def measured(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CellRow(Measured):
-    """What one cell of a study measured."""
+    """What one cell of a study measured. What compares with answers is None where these are not public (`scored`)."""
 
     command: ClassVar[str] = "study"
 
@@ -138,10 +138,14 @@ class CellRow(Measured):
     seed: int
     num_examples: int
     units: int
+    evaluator: str
     accuracy: float
     accuracy_ci_low: float
     accuracy_ci_high: float
     reference_accuracy: float
+    second_evaluator: str | None
+    second_accuracy: float | None
+    second_reference_accuracy: float | None
     accuracy_delta: float
     delta_ci_low: float
     delta_ci_high: float
@@ -161,6 +165,11 @@ class CellRow(Measured):
     perplexity: float | None
     predictions_sha256: str | None = None  # known once the predictions are written
     arrays_sha256: str | None = None  # likewise; None in cells that no other is compared with
+
+    @property
+    def scored(self) -> bool:
+        """Whether the task's answers are public."""
+        return self.accuracy is not None
 
     @property
     def quantized(self) -> bool:

@@ -88,6 +88,11 @@ class Workdir:
                 f"what it was; put it back, or name another --workdir ({INPUTS} has its digest)"
             )
 
+    @property
+    def begun(self) -> float:
+        """When the folder was claimed, in seconds since 1970."""
+        return (self.path / CONFIG).stat().st_mtime
+
     def close(self) -> None:
         """Lets another process write here."""
         self._lock.close()

@@ -22,6 +22,8 @@ class Example:
       text: what is encoded as it stands, instead of messages.
       input_ids: tokens given as such, instead of both.
       question: under circular evaluation, the question that this example asks in one rotation; None: the cluster.
+      groups: what scores are reported by, name of the grouping -> group: {"answer_type": "number"}.
+      columns: what else the official row holds, for submissions and logs.
     """
 
     id: str
@@ -34,6 +36,8 @@ class Example:
     text: str | None = None
     input_ids: tuple[int, ...] | None = None
     question: str | None = None
+    groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def question_of(example: Example) -> str:
@@ -48,6 +52,9 @@ class Task(Protocol):
       name, split: of the benchmark.
       circular: an answer counts only if all examples of its question are right.
       teacher_forced: nothing is generated; every next token of the example's text is foretold, the true ones given.
+
+    A task may have more, as `official.OfficialTask` has: `evaluator`, `second_evaluator` with `second_score`, `scored`,
+    `inputs`, `image_folder`, `submission`. `OPTIONAL` says what counts where it has not.
     """
 
     name: str
@@ -76,9 +83,35 @@ def user_turn(text: str, image_first: bool) -> list[dict[str, Any]]:
     return [{"role": "user", "content": items[::-1] if image_first else items}]
 
 
-def mean_by_group(groups: Sequence[str], scores: Sequence[float], prefix: str) -> Mapping[str, float]:
-    """Mean score of each group, keys `prefix/group`."""
+OPTIONAL: Mapping[str, Any] = {
+    "evaluator": "the task's own",
+    "second_evaluator": None,
+    "scored": True,
+    "inputs": list,
+    "image_folder": lambda: None,
+    "submission": lambda examples, predictions: None,
+}
+
+
+def optional(task: Any, name: str) -> Any:
+    """An attribute that a task may have, or what counts instead."""
+    return getattr(task, name, OPTIONAL[name])
+
+
+def scores_by_group(examples: Sequence[Example], scores: Sequence[float]) -> dict[str, float]:
+    """Mean score of each group of each grouping, keys "grouping/group"."""
+    return {name: float(np.mean(values)) for name, values in _by_group(examples, scores).items()}
+
+
+def group_sizes(examples: Sequence[Example]) -> dict[str, int]:
+    """How many questions each group has, rotations counted once; keys "grouping/group"."""
+    once = {example.question or example.id: example for example in examples}
+    return {name: len(values) for name, values in _by_group(list(once.values()), [0.0] * len(once)).items()}
+
+
+def _by_group(examples: Sequence[Example], scores: Sequence[float]) -> dict[str, list[float]]:
     by_group: dict[str, list[float]] = {}
-    for group, score in zip(groups, scores, strict=True):
-        by_group.setdefault(f"{prefix}/{group}", []).append(score)
-    return {name: float(np.mean(values)) for name, values in sorted(by_group.items())}
+    for example, score in zip(examples, scores, strict=True):
+        for grouping, group in example.groups.items():
+            by_group.setdefault(f"{grouping}/{group}", []).append(score)
+    return dict(sorted(by_group.items()))

@@ -11,12 +11,21 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.processing.opening import check_pixels, quiet_open
 
 
-def read_json(path: Path, source: str) -> dict[str, Any]:
-    """A JSON object; `source` says where the official file comes from."""
+def read_text(path: Path, source: str) -> str:
+    """A text in UTF-8; `source` says where the official file comes from."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; get it from {source}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error}); download it again from {source}") from error
+
+
+def read_json(path: Path, source: str) -> dict[str, Any]:
+    """A JSON object; `source` says where the official file comes from."""
+    text = read_text(path, source)
+    try:
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); download it again from {source}") from error
     if not isinstance(value, dict):

@@ -17,7 +17,7 @@ import numpy as np
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.processing import check_messages, split_pictures
-from expertflow_jax.tasks.base import Example, mean_by_group
+from expertflow_jax.tasks.base import Example, scores_by_group
 
 SPLITS = ("train", "val")
 MAX_NEW_TOKENS = 32
@@ -57,17 +57,17 @@ class Text:
     """Documents, scored by how well the model foretells each next token; `prediction` lists its choices."""
 
     name = "text"
+    evaluator = "share of next tokens foretold"
     circular = False
     teacher_forced = True
-
-    @staticmethod
-    def inputs(data_dir: Path, split: str) -> list[Path]:
-        """The file that the examples are read from."""
-        return [split_file(data_dir, Text.name, split, (".jsonl", ".txt"))]
 
     def __init__(self, data_dir: Path, split: str, *, image_first: bool = False):
         self.split = split
         self._path = split_file(data_dir, self.name, split, (".jsonl", ".txt"))
+
+    def inputs(self) -> list[Path]:
+        """The file that the examples are read from."""
+        return [self._path]
 
     def examples(self, limit: int | None = None) -> list[Example]:
         if self._path.suffix == ".txt":
@@ -90,7 +90,7 @@ class Text:
 
 def _document(name: str, text: str | None = None, input_ids: Sequence[int] | None = None) -> Example:
     ids = None if input_ids is None else tuple(input_ids)
-    return Example(name, [], None, None, "text", name, 0, text=text, input_ids=ids)
+    return Example(name, [], None, None, "text", name, 0, text=text, input_ids=ids, groups={"group": "text"})
 
 
 def _row_document(name: str, where: str, row: dict[str, Any]) -> Example:
@@ -131,19 +131,18 @@ class Prompts:
     """A user's prompts, answered greedily; an answer is right if it is the file's, spaces and case aside."""
 
     name = "prompts"
+    evaluator = "equal texts, spaces and case aside"
     circular = False
     teacher_forced = False
-
-    @staticmethod
-    def inputs(data_dir: Path, split: str) -> list[Path]:
-        """The file that the examples are read from, and the pictures that it names."""
-        task = Prompts(data_dir, split)
-        pictures = [item.get("image") for e in task.examples() for turn in e.messages for item in _items(turn)]
-        return [task._path, *dict.fromkeys(Path(picture) for picture in pictures if isinstance(picture, str | Path))]
 
     def __init__(self, data_dir: Path, split: str, *, image_first: bool = False):
         self.split = split
         self._path = split_file(data_dir, self.name, split, (".jsonl",))
+
+    def inputs(self) -> list[Path]:
+        """The file that the examples are read from, and the pictures that it names."""
+        pictures = [item.get("image") for e in self.examples() for turn in e.messages for item in _items(turn)]
+        return [self._path, *dict.fromkeys(Path(picture) for picture in pictures if isinstance(picture, str | Path))]
 
     def examples(self, limit: int | None = None) -> list[Example]:
         return [self._example(str(i), *row) for i, row in enumerate(read_rows(self._path))][:limit]
@@ -161,7 +160,8 @@ class Prompts:
         limit = row.get("max_new_tokens", MAX_NEW_TOKENS)
         if type(limit) is not int or limit < 1:
             raise InputError(f'{where}: "max_new_tokens" is {limit!r}, want a whole number of at least 1')
-        return Example(name, messages, None, answer, str(row.get("group", "prompts")), name, limit)
+        group = str(row.get("group", "prompts"))
+        return Example(name, messages, None, answer, group, name, limit, groups={"group": group})
 
     def _with_pictures(self, messages: Any, where: str) -> list[dict[str, Any]]:
         """The conversation with each picture as {"type": "image", "image": path or bytes of a file}."""
@@ -200,4 +200,4 @@ def _plain(text: str) -> str:
 
 def _aggregate(task: "Text | Prompts", examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, float]:
     scores = [task.score(e, p) for e, p in zip(examples, predictions, strict=True)]
-    return {"accuracy": float(np.mean(scores)), **mean_by_group([e.group for e in examples], scores, "group")}
+    return {"accuracy": float(np.mean(scores)), **scores_by_group(examples, scores)}

@@ -1,18 +1,47 @@
-"""The official VQA accuracy (GT-Vision-Lab's evaluation code), its text processing and quirks included.
+"""VQA accuracy by two evaluators: the official code, and lmms-eval's; quirks of their text processing included.
 
-An answer's accuracy is the mean over the ten annotators of min(1, matches among the other nine / 3). Only where the
-annotators differ are answers normalised; where all ten agree, the prediction must match to the letter.
+An answer's accuracy is the mean over the ten annotators of min(1, matches among the other nine / 3). The official code
+normalises answers only where the annotators differ; where all ten agree, the prediction must match to the letter.
+lmms-eval (as LAVIS, and LLaVA's converter of answers) always normalises both.
 """
 
+import dataclasses
 import re
 from collections.abc import Sequence
 
+OFFICIAL = "GT-Vision-Lab/VQA a013f00 (2021-03)"
+LMMS_EVAL = "lmms-eval 75571cf (2026-08)"
+
 _PUNCTUATION = (*';/[]"{}()=+\\_-><@`,?!',)
-# The lookbehind is spelled wrongly in the official code, and so means "not followed by '<=' and a digit"; the third
-# argument of its `sub` is a count by accident: at most 32 full marks go.
-_FULL_MARK = re.compile(r"(?!<=\d)(\.)(?!\d)")
+# The third argument of both evaluators' `sub` is a count by accident: at most 32 full marks go.
 _MOST_FULL_MARKS = 32
-_COMMA_IN_NUMBER = re.compile(r"(\d)(,)(\d)")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Punctuation:
+    """How an evaluator finds punctuation.
+
+    Attributes:
+      full_mark: the lookbehind is spelled wrongly in both, and so means "not followed by '<=' and a digit".
+      comma_in_number: where one is found, all punctuation goes without a space in its place.
+    """
+
+    full_mark: re.Pattern[str]
+    comma_in_number: re.Pattern[str]
+
+    def strip(self, text: str) -> str:
+        """Without punctuation."""
+        out = text
+        for mark in _PUNCTUATION:
+            beside_space = f"{mark} " in text or f" {mark}" in text
+            out = out.replace(mark, "" if beside_space or self.comma_in_number.search(text) else " ")
+        return self.full_mark.sub("", out, count=_MOST_FULL_MARKS)
+
+
+_FULL_MARK = r"(?!<=\d)(\.)(?!\d)"
+# The official code is written for Python 2, whose digits are ASCII; lmms-eval's are those of Unicode.
+_OFFICIAL_PUNCTUATION = _Punctuation(re.compile(_FULL_MARK, re.ASCII), re.compile(r"(\d)(,)(\d)", re.ASCII))
+_LMMS_PUNCTUATION = _Punctuation(re.compile(_FULL_MARK), re.compile(r"(?<=\d)(,)+(?=\d)"))
 _NUMBER_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 _NUMBERS = {word: str(number) for number, word in enumerate(_NUMBER_WORDS)} | {"none": "0"}
 _ARTICLES = ("a", "an", "the")
@@ -39,14 +68,6 @@ def _contractions() -> dict[str, str]:
 _CONTRACTIONS = _contractions()
 
 
-def _strip_punctuation(text: str) -> str:
-    out = text
-    for mark in _PUNCTUATION:
-        beside_space = f"{mark} " in text or f" {mark}" in text
-        out = out.replace(mark, "" if beside_space or _COMMA_IN_NUMBER.search(text) else " ")
-    return _FULL_MARK.sub("", out, count=_MOST_FULL_MARKS)
-
-
 def _normalise_words(text: str) -> str:
     words = [_NUMBERS.get(word, word) for word in text.lower().split()]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
@@ -54,6 +75,13 @@ def _normalise_words(text: str) -> str:
 
 def _plain(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def _agreement(prediction: str, answers: Sequence[str]) -> float:
+    """Mean over the annotators of min(1, equal answers among the others / 3)."""
+    matches = sum(answer == prediction for answer in answers)
+    others = [matches - (answer == prediction) for answer in answers]
+    return sum(min(1.0, n / 3) for n in others) / len(answers)
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
@@ -65,8 +93,27 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """
     prediction, answers = _plain(prediction), [_plain(answer) for answer in answers]
     if len(set(answers)) > 1:
-        answers = [_normalise_words(_strip_punctuation(answer)) for answer in answers]
-        prediction = _normalise_words(_strip_punctuation(prediction))
-    matches = sum(answer == prediction for answer in answers)
-    others = [matches - (answer == prediction) for answer in answers]
-    return sum(min(1.0, n / 3) for n in others) / len(answers)
+        answers = [_normalise_words(_OFFICIAL_PUNCTUATION.strip(answer)) for answer in answers]
+        prediction = _normalise_words(_OFFICIAL_PUNCTUATION.strip(prediction))
+    return _agreement(prediction, answers)
+
+
+def lmms_processed(text: str) -> str:
+    """An answer as lmms-eval compares and submits it."""
+    return _normalise_words(_LMMS_PUNCTUATION.strip(_plain(text)))
+
+
+def lmms_vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """lmms-eval's accuracy of one answer, in [0, 1]: prediction and answers are always processed."""
+    return _agreement(lmms_processed(prediction), [lmms_processed(answer) for answer in answers])
+
+
+def textvqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """TextVQA's accuracy (MMF's processor of answers, which lmms-eval copies), in [0, 1]."""
+    return _agreement(textvqa_processed(prediction), [textvqa_processed(answer) for answer in answers])
+
+
+def textvqa_processed(text: str) -> str:
+    """An answer as TextVQA's evaluator compares it: commas and question marks go first, and "'s" stands apart."""
+    words = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    return lmms_processed(words.strip())

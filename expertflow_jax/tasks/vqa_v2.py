@@ -4,66 +4,54 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from expertflow_jax.tasks.base import Example, mean_by_group, user_turn
-from expertflow_jax.tasks.vqa_files import official_files
-from expertflow_jax.tasks.vqa_metric import vqa_accuracy
+from expertflow_jax.tasks import vqa_files, vqa_metric
+from expertflow_jax.tasks.base import Example
+from expertflow_jax.tasks.official import SHORT_ANSWER, OfficialTask, json_file, short_answers
+from expertflow_jax.tasks.questions import Question
 
 MAX_NEW_TOKENS = 10
 
 
 def prompt_text(question: str) -> str:
     """The prompt that short-answer evaluations of VQA share (LLaVA-1.5, lmms-eval)."""
-    return f"{question}\nAnswer the question using a single word or phrase."
+    return question + SHORT_ANSWER
 
 
-class VqaV2:
-    """The task; reads what the TFDS builder prepared from the official files."""
+class VqaV2(OfficialTask):
+    """The task. `score` is the official code's, `second_score` lmms-eval's, which processes every answer."""
 
     name = "vqa_v2"
-    circular = False
-    teacher_forced = False
+    evaluator = vqa_metric.OFFICIAL
+    second_evaluator = vqa_metric.LMMS_EVAL
+    styles = short_answers(MAX_NEW_TOKENS, 16)
 
-    @staticmethod
-    def inputs(data_dir: Path, split: str) -> list[Path]:
-        """Files and folders that the examples are read from."""
-        return list(official_files(data_dir, split))
+    def __init__(self, data_dir: Path, split: str, **options: Any):
+        super().__init__(data_dir, vqa_files.split_name(split), **options)
 
-    def __init__(self, data_dir: Path, split: str, *, image_first: bool = False, prepared_dir: Path | None = None):
-        from expertflow_jax.tasks.builders.prepare import prepared
-        from expertflow_jax.tasks.builders.vqa_v2 import VqaV2Builder
+    def source(self) -> str:
+        return f"{vqa_files.SOURCE}, images from {vqa_files.IMAGES}"
 
-        official_files(data_dir, split)
-        self.split = split
-        self._image_first = image_first
-        self._source = prepared(VqaV2Builder, data_dir, split, prepared_dir)
+    @property
+    def scored(self) -> bool:
+        return vqa_files.is_annotated(self.split)
 
-    def examples(self, limit: int | None = None) -> list[Example]:
-        count = len(self._source) if limit is None else min(limit, len(self._source))
-        return [self._example(self._source[i]) for i in range(count)]
+    def question_files(self) -> list[Path]:
+        files = [vqa_files.questions_file(self.data_dir, self.split)]
+        return [*files, vqa_files.annotations_file(self.data_dir, self.split)] if self.scored else files
 
-    def _example(self, record: dict[str, Any]) -> Example:
-        return Example(
-            id=str(record["question_id"]),
-            messages=user_turn(prompt_text(record["question"].decode()), self._image_first),
-            image=np.asarray(record["image"]),
-            target={
-                "answers": [answer.decode() for answer in record["answers"]],
-                "answer_type": record["answer_type"].decode(),
-            },
-            group=record["question_type"].decode(),
-            cluster=str(record["image_id"]),
-            max_new_tokens=MAX_NEW_TOKENS,
-        )
+    def questions(self) -> list[Question]:
+        return vqa_files.read_questions(self.data_dir, self.split)
+
+    def image_folder(self) -> Path:
+        return vqa_files.image_folder(self.data_dir, self.split)
 
     def score(self, example: Example, prediction: str) -> float:
-        return vqa_accuracy(prediction, example.target["answers"])
+        return vqa_metric.vqa_accuracy(prediction, example.target["answers"])
 
-    def aggregate(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, float]:
-        scores = [self.score(e, p) for e, p in zip(examples, predictions, strict=True)]
-        return {
-            "accuracy": float(np.mean(scores)),
-            **mean_by_group([e.target["answer_type"] for e in examples], scores, "answer_type"),
-            **mean_by_group([e.group for e in examples], scores, "question_type"),
-        }
+    def second_score(self, example: Example, prediction: str) -> float:
+        return vqa_metric.lmms_vqa_accuracy(prediction, example.target["answers"])
+
+    def submission(self, examples: Sequence[Example], predictions: Sequence[str]) -> tuple[str, bytes]:
+        """What the server takes: [{"question_id", "answer"}], answers as the model gave them."""
+        rows = zip(examples, predictions, strict=True)
+        return json_file([{"question_id": int(example.id), "answer": answer} for example, answer in rows])

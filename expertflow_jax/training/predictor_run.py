@@ -32,9 +32,10 @@ from expertflow_jax.predictor.storage import save_predictor
 from expertflow_jax.processing import Processor, end_token_ids
 from expertflow_jax.routing.fingerprint import fingerprint_of
 from expertflow_jax.routing.trace_set import TraceSet
-from expertflow_jax.tasks.base import Example, Task
+from expertflow_jax.tasks.base import Example, Task, optional
 from expertflow_jax.tasks.digit_scenes.files import write_benchmark
 from expertflow_jax.tasks.encoding import encode_task
+from expertflow_jax.tasks.registry import make_task
 from expertflow_jax.training.predictor import TrainingConfig, train_predictor
 
 TRAIN, CALIBRATION, HELD_OUT, UNUSUAL = "train", "calibration", "held_out", "out_of_distribution"
@@ -172,10 +173,16 @@ def _benchmark_files(config: ml_collections.ConfigDict) -> dict[str, Path]:
         for task, count in config.sequences[name].items():
             if count:
                 splits.setdefault(task, []).append("train" if name == TRAIN else "val")
-    paths: dict[str, Path] = {}
-    for task, names in splits.items():
-        paths |= task_files(config, [task], names)
-    return paths
+    if not config.data_dir:
+        return {}
+    paths: list[Path] = []
+    for name, parts in splits.items():
+        for part in parts:
+            task = make_task(name, config.data_dir, part)
+            paths += optional(task, "inputs")()
+            if folder := optional(task, "image_folder")():
+                paths.append(folder)
+    return task_files(config, paths)
 
 
 def _train_and_export(invocation: cli.Invocation, path: Path, shape: PredictorConfig, training: TrainingConfig) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.harness.data import prepare
+from expertflow_jax.harness.data import prepare, read
 from expertflow_jax.inference.forecasting import join_horizon
 from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.predictor import Predictor
@@ -31,7 +31,8 @@ def record_questions(model: LoadedModel, count: int, new_tokens: int, seed: int)
     """
     with tempfile.TemporaryDirectory() as folder:
         write_benchmark(Path(folder), train=8, val=8 * count, seed=seed)
-        prompts = prepare(model, make_task("vqa_v2", Path(folder), "val"), 8 * count, 0).prompts
+        task = make_task("vqa_v2", Path(folder), "val")
+        prompts = prepare(model, task, read(task, 8 * count), 8 * count, 0).prompts
     assert model.processor is not None, "the benchmark's prompts are text"
     long = record(model, prompts, new_tokens).long_answers(model.processor.eos_token_ids)
     if len(long.prompts) < count:

@@ -7,8 +7,8 @@ from official_files import HEADER, image, rows, write_mmbench
 from expertflow_jax.errors import InputError
 from expertflow_jax.harness.data import TaskData
 from expertflow_jax.studies.accuracy.comparison import units
-from expertflow_jax.tasks.mmbench import extract_choice, prompt_text
-from expertflow_jax.tasks.mmbench_files import read_records
+from expertflow_jax.tasks.choice_rules import extract_choice
+from expertflow_jax.tasks.multiple_choice import prompt_text
 from expertflow_jax.tasks.registry import make_task
 
 
@@ -79,7 +79,8 @@ def test_circular_accuracy_wants_every_rotation(task):
     right = [e.target["answer"] for e in examples]
     assert task.aggregate(examples, right)["accuracy"] == 1
     one_wrong = task.aggregate(examples, [*right[:-1], "A"])
-    assert one_wrong == {"accuracy": 0.5, "vanilla_accuracy": 1, "category/color": 1, "category/shape": 0}
+    groups = {"category/color": 1, "category/shape": 0, "l2-category/perception": 1, "l2-category/logic": 0}
+    assert one_wrong == {"accuracy": 0.5, "vanilla_accuracy": 1} | groups
     first_wrong = task.aggregate(examples[::-1], [*right[:0:-1], "B"])  # in any order of rows
     assert (first_wrong["accuracy"], first_wrong["vanilla_accuracy"]) == (0.5, 0.5)
     always_a = task.aggregate(examples, ["A"] * 5)
@@ -138,7 +139,7 @@ def change(number, **cells):
 def test_malformed_rows(tmp_path, table, message):
     write_mmbench(tmp_path, table)
     with pytest.raises(InputError, match=message) as caught:
-        list(read_records(tmp_path, "val"))
+        make_task("mmbench", tmp_path, "val").examples()
     assert "\n" not in str(caught.value)
 
 
@@ -146,7 +147,7 @@ def test_malformed_rows(tmp_path, table, message):
 def test_missing_column(tmp_path, column):
     write_mmbench(tmp_path, header=[name for name in HEADER if name != column])
     with pytest.raises(InputError, match=f"MMBench_DEV_EN.tsv: no column '{column}'; get the file from http"):
-        list(read_records(tmp_path, "val"))
+        make_task("mmbench", tmp_path, "val").examples()
 
 
 def test_ragged_cut_or_binary_file(tmp_path):
@@ -154,23 +155,23 @@ def test_ragged_cut_or_binary_file(tmp_path):
     whole = path.read_text()
     path.write_text(whole + "3\ttoo\tfew\n")
     with pytest.raises(InputError, match="line 7 has another number of cells"):
-        list(read_records(tmp_path, "val"))
+        make_task("mmbench", tmp_path, "val").examples()
     path.write_text(whole[: whole.index("red?")])
     with pytest.raises(InputError, match="not a TSV file"):
-        list(read_records(tmp_path, "val"))
+        make_task("mmbench", tmp_path, "val").examples()
     path.write_bytes(b"index\t\xff\xfe")
     with pytest.raises(InputError, match="not a TSV file"):
-        list(read_records(tmp_path, "val"))
+        make_task("mmbench", tmp_path, "val").examples()
     path.write_text("")
     with pytest.raises(InputError, match="no column 'index'"):
-        list(read_records(tmp_path, "val"))
+        make_task("mmbench", tmp_path, "val").examples()
 
 
 def test_missing_file_or_split(tmp_path):
     with pytest.raises(InputError, match=r"MMBench_DEV_EN.tsv: no such file; get it from http"):
         make_task("mmbench", tmp_path, "val")
-    with pytest.raises(InputError, match="no split 'test'; known: train, val"):
-        make_task("mmbench", tmp_path, "test")
+    with pytest.raises(InputError, match="no split 'testing'; known: train, val, dev, test"):
+        make_task("mmbench", tmp_path, "testing")
 
 
 def test_prepared_data_follows_the_file(tmp_path):
@@ -180,4 +181,4 @@ def test_prepared_data_follows_the_file(tmp_path):
     assert len(make_task("mmbench", tmp_path, "val").examples()) == 1
     write_mmbench(tmp_path, change(0, image=""))
     with pytest.raises(InputError, match="not a readable image"):
-        make_task("mmbench", tmp_path, "val")
+        make_task("mmbench", tmp_path, "val").examples()

@@ -6,7 +6,6 @@ from official_files import annotations, encoded, image, questions, write_vqa
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.tasks.registry import make_task
-from expertflow_jax.tasks.vqa_files import read_records
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +67,7 @@ def test_malformed_questions(tmp_path, path, value, message):
     edited(tree, path, value)
     write_vqa(tmp_path, ask=tree)
     with pytest.raises(InputError, match=rf"questions\.json.*{message}|annotations\.json.*{message}") as caught:
-        make_task("vqa_v2", tmp_path, "val")
+        make_task("vqa_v2", tmp_path, "val").examples()
     assert "\n" not in str(caught.value)
 
 
@@ -87,7 +86,7 @@ def test_malformed_annotations(tmp_path, path, value, message):
     edited(tree, path, value)
     write_vqa(tmp_path, notes=tree)
     with pytest.raises(InputError, match=rf"annotations\.json.*{message}"):
-        make_task("vqa_v2", tmp_path, "val")
+        make_task("vqa_v2", tmp_path, "val").examples()
 
 
 @pytest.mark.parametrize("text", ["", '{"questions": [', "[]"])
@@ -95,7 +94,7 @@ def test_a_file_that_is_no_such_json(tmp_path, text):
     folder = write_vqa(tmp_path)
     (folder / "v2_OpenEnded_mscoco_val2014_questions.json").write_text(text)
     with pytest.raises(InputError, match=r"questions\.json"):
-        make_task("vqa_v2", tmp_path, "val")
+        make_task("vqa_v2", tmp_path, "val").examples()
 
 
 def test_missing_files_name_their_source(tmp_path):
@@ -104,7 +103,7 @@ def test_missing_files_name_their_source(tmp_path):
     folder = write_vqa(tmp_path)
     (folder / "val2014" / "COCO_val2014_000000000004.jpg").unlink()
     with pytest.raises(InputError, match=r"000000000004\.jpg.*cocodataset\.org"):
-        list(read_records(tmp_path, "val"))
+        make_task("vqa_v2", tmp_path, "val").examples()
 
 
 @pytest.mark.parametrize("damage", [b"", b"no image", encoded(9, "JPEG")[:200]])
@@ -112,7 +111,7 @@ def test_a_corrupt_image_is_named(tmp_path, damage):
     folder = write_vqa(tmp_path)
     (folder / "val2014" / "COCO_val2014_000000000009.jpg").write_bytes(damage)
     with pytest.raises(InputError, match=r"000000000009\.jpg"):
-        make_task("vqa_v2", tmp_path, "val")
+        make_task("vqa_v2", tmp_path, "val").examples()
     assert not list((tmp_path / "tfds").rglob("*.array_record*"))  # nothing half-prepared is left to be read
 
 

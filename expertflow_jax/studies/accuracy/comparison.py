@@ -21,7 +21,7 @@ from expertflow_jax.studies.accuracy import statistics
 from expertflow_jax.studies.accuracy.execution import Execution
 from expertflow_jax.studies.accuracy.grid import Cell
 from expertflow_jax.studies.accuracy.result_files import ResultWriter
-from expertflow_jax.tasks.base import question_of
+from expertflow_jax.tasks.base import optional, question_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Outcome:
 
     Attributes:
       texts: answers.
-      scores: float [W], each in [0, 1].
+      scores: float [W], each in [0, 1]; NaN where answers are not public.
       first_logits, digests, needed: see `Execution`.
     """
 
@@ -43,8 +43,8 @@ class Outcome:
     @staticmethod
     def of(data: TaskData, execution: Execution) -> "Outcome":
         """Scores the answers by the task's official metric."""
-        scores = [data.task.score(e, t) for e, t in zip(data.examples, execution.texts, strict=True)]
-        return Outcome(execution.texts, np.array(scores), execution.first_logits, execution.digests, execution.needed)
+        scores = score_all(data, execution.texts)
+        return Outcome(execution.texts, scores, execution.first_logits, execution.digests, execution.needed)
 
     @staticmethod
     def read(writer: ResultWriter, name: str) -> "Outcome":
@@ -74,6 +74,14 @@ class Outcome:
             "needed": np.packbits(self.needed),
             "needed_shape": np.array(self.needed.shape),
         }
+
+
+def score_all(data: TaskData, texts: Sequence[str], *, second: bool = False) -> Float[np.ndarray, " W"]:
+    """Scores of answers by the task's evaluator, or its second one; NaN where answers are not public."""
+    if not optional(data.task, "scored"):
+        return np.full(len(texts), np.nan)
+    score = data.task.second_score if second else data.task.score  # type: ignore[attr-defined]
+    return np.array([score(example, text) for example, text in zip(data.examples, texts, strict=True)])
 
 
 def units(data: TaskData, scores: Float[np.ndarray, " W"]) -> tuple[Float[np.ndarray, " U"], np.ndarray]:
@@ -110,13 +118,6 @@ def make_row(
       baseline: the all-resident run in order of arrival, for paired accuracy.
       copies_bytes: host bytes of quantised copies of the experts, beside the experts themselves.
     """
-    sample = {"samples": config.bootstrap_samples, "seed": cell.seed}
-    scores, clusters = units(data, outcome.scores)
-    before, _ = units(data, baseline.scores)
-    identical = bool((outcome.digests == baseline.digests).all())  # also to other batches, if these differ
-    accuracy = statistics.bootstrap_mean(scores, clusters=clusters, **sample)
-    delta = statistics.paired_difference(scores, before, clusters=clusters, identical=identical, **sample)
-    margin = config.equivalence_margin
     misses = make_miss_policy(cell.miss_policy)
     common = measured(
         execution.stats,
@@ -140,21 +141,8 @@ def make_row(
         host_bytes=execution.plan.host_bytes + copies_bytes,
         seed=cell.seed,
         num_examples=len(data.examples),
-        units=len(np.unique(clusters)),
-        accuracy=accuracy.estimate,
-        accuracy_ci_low=accuracy.low,
-        accuracy_ci_high=accuracy.high,
-        reference_accuracy=float(before.mean()),
-        accuracy_delta=delta.estimate,
-        delta_ci_low=delta.low,
-        delta_ci_high=delta.high,
         flips=statistics.count_flips(outcome.texts, baseline.texts),
-        p_value=statistics.sign_flip(scores, before, clusters=clusters, seed=cell.seed).p,
-        equivalence_p=statistics.equivalence(
-            scores, before, margin, clusters=clusters, seed=cell.seed, identical=identical
-        ),
-        equivalence_margin=margin,
-        mcnemar_p=statistics.mcnemar(scores, before).p,
+        **_accuracies(config, cell, data, outcome, baseline),
         logit_kl=float(statistics.logit_kl(baseline.first_logits, outcome.first_logits).mean()),
         margin_delta=float(statistics.margin_change(baseline.first_logits, outcome.first_logits).mean()),
         **execution.losses.rates(),
@@ -165,6 +153,52 @@ def make_row(
     )
 
 
+_COMPARED = (
+    "accuracy", "accuracy_ci_low", "accuracy_ci_high", "reference_accuracy", "accuracy_delta", "delta_ci_low",
+    "delta_ci_high", "p_value", "equivalence_p", "mcnemar_p", "second_accuracy", "second_reference_accuracy"
+)  # fmt: skip
+
+
+def _accuracies(
+    config: ml_collections.ConfigDict, cell: Cell, data: TaskData, outcome: Outcome, baseline: Outcome
+) -> dict[str, Any]:
+    """The row's keys that compare with the right answers, and by whose rule; None where these are not public."""
+    sample = {"samples": config.bootstrap_samples, "seed": cell.seed}
+    scores, clusters = units(data, outcome.scores)
+    margin = config.equivalence_margin
+    about = {
+        "units": len(np.unique(clusters)),
+        "evaluator": optional(data.task, "evaluator"),
+        "second_evaluator": optional(data.task, "second_evaluator"),
+        "equivalence_margin": margin,
+    }
+    if not optional(data.task, "scored"):
+        return about | dict.fromkeys(_COMPARED)
+    before, _ = units(data, baseline.scores)
+    identical = bool((outcome.digests == baseline.digests).all())  # also to other batches, if these differ
+    accuracy = statistics.bootstrap_mean(scores, clusters=clusters, **sample)
+    delta = statistics.paired_difference(scores, before, clusters=clusters, identical=identical, **sample)
+    equivalence = statistics.equivalence(scores, before, margin, clusters=clusters, seed=cell.seed, identical=identical)
+    second: list[float | None] = [None, None]
+    if about["second_evaluator"]:
+        texts = (outcome.texts, baseline.texts)
+        second = [float(units(data, score_all(data, some, second=True))[0].mean()) for some in texts]
+    return about | {
+        "accuracy": accuracy.estimate,
+        "accuracy_ci_low": accuracy.low,
+        "accuracy_ci_high": accuracy.high,
+        "reference_accuracy": float(before.mean()),
+        "accuracy_delta": delta.estimate,
+        "delta_ci_low": delta.low,
+        "delta_ci_high": delta.high,
+        "p_value": statistics.sign_flip(scores, before, clusters=clusters, seed=cell.seed).p,
+        "equivalence_p": equivalence,
+        "mcnemar_p": statistics.mcnemar(scores, before).p,
+        "second_accuracy": second[0],
+        "second_reference_accuracy": second[1],
+    }
+
+
 def predictions(data: TaskData, outcome: Outcome, baseline: Outcome) -> list[dict[str, Any]]:
     """One mapping per example, as `predictions/<cell>.jsonl` holds them."""
     rows: Sequence[tuple] = list(zip(data.examples, outcome.texts, outcome.scores, baseline.texts, strict=True))
@@ -173,7 +207,7 @@ def predictions(data: TaskData, outcome: Outcome, baseline: Outcome) -> list[dic
             "id": example.id,
             "prediction": text,
             "target": example.target,
-            "score": float(score),
+            "score": None if np.isnan(score) else float(score),
             "reference_prediction": reference,
         }
         for example, text, score, reference in rows

@@ -5,7 +5,7 @@ too. Functions draw on figures of their own, without a window system.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from expertflow_jax.files import make_folder, whole_file
 from expertflow_jax.harness.looks import LINES, ordered, policy_look, scheduler_look
 from expertflow_jax.harness.rows import CellRow
+from expertflow_jax.studies.accuracy.groups import GroupScores, draw_groups
 from expertflow_jax.studies.accuracy.statistics import noise_floor
 from expertflow_jax.studies.accuracy.tables import Comparisons, in_order
 from expertflow_jax.studies.accuracy.wording import margin
@@ -51,7 +52,9 @@ class Point:
         return self.rows[0]
 
 
-def draw_plots(rows: Sequence[CellRow], folder: Path) -> list[tuple[Path, str]]:
+def draw_plots(
+    rows: Sequence[CellRow], folder: Path, groups: Mapping[str, GroupScores] | None = None
+) -> list[tuple[Path, str]]:
     """Draws all plots that the cells allow into `folder`: (path, caption) of each, PNG."""
     import matplotlib
 
@@ -60,8 +63,9 @@ def draw_plots(rows: Sequence[CellRow], folder: Path) -> list[tuple[Path, str]]:
     with matplotlib.rc_context(_RULES):
         for task in ordered(row.task for row in rows):
             cells = in_order(row for row in rows if row.task == task)
-            for name, draw, caption in _PLOTS:
-                figure = draw(cells)
+            drawn = [(name, draw(cells), caption) for name, draw, caption in _PLOTS]
+            drawn.append(("groups", draw_groups(cells, groups or {}), _BY_GROUP))
+            for name, figure, caption in drawn:
                 if figure is None:
                     continue
                 path = folder / f"{task}_{name}.png"
@@ -263,6 +267,7 @@ def _trade(rows: Sequence[CellRow]) -> Figure | None:
     return figure
 
 
+_BY_GROUP = "accuracy by group, questions in brackets: the all-resident run and the range of cells that accept losses."
 _PLOTS: tuple[tuple[str, Callable[[Sequence[CellRow]], Figure | None], str], ...] = (
     (
         "memory",

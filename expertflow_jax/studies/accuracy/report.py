@@ -15,8 +15,9 @@ from expertflow_jax.harness.document import Block, Code, Grid, Heading, Paragrap
 from expertflow_jax.harness.looks import ordered
 from expertflow_jax.harness.rows import CellRow
 from expertflow_jax.harness.workdir import ENVIRONMENT, read_json, version_changes
-from expertflow_jax.studies.accuracy.claims import resolutions
+from expertflow_jax.studies.accuracy.evaluators import evaluator_blocks
 from expertflow_jax.studies.accuracy.findings import answer, findings
+from expertflow_jax.studies.accuracy.groups import group_blocks, read_groups
 from expertflow_jax.studies.accuracy.plots import draw_plots
 from expertflow_jax.studies.accuracy.result_files import read_rows
 from expertflow_jax.studies.accuracy.tables import MISSING, in_order, main_columns, render_table
@@ -44,16 +45,19 @@ def write_report(
     rows = in_order(row for row in read_rows(folder) if cells is None or row.cell_id in cells)
     if not rows:
         raise InputError(f"{folder}: no finished cell to report on; run the study first")
-    pictures = draw_plots(rows, folder / "plots")
+    groups = read_groups(folder)
+    scored = [row for row in rows if row.scored]
+    pictures = draw_plots(scored, folder / "plots", groups)
     blocks = [
         Heading(1, f"Expert offloading: {_list(r.model for r in rows)} on {_list(r.task for r in rows)}"),
-        answer(rows),
+        *([answer(scored)] if scored else []),
+        *_without_answers(rows),
         *_opening(rows, command),
         *_versions(folder),
-        Heading(2, "Findings"),
-        *findings(rows),
-        Heading(2, "Plots"),
+        *([Heading(2, "Findings"), *findings(scored), Heading(2, "Plots")] if scored else []),
         *(Picture(path, text) for path, text in pictures),
+        *group_blocks(scored, groups),
+        *evaluator_blocks(scored),
         Heading(2, "All cells"),
         Paragraph(
             "Differences in accuracy, in percentage points, are paired with the all-resident run in order of arrival; "
@@ -85,8 +89,8 @@ def write_report(
 
 def _opening(rows: Sequence[CellRow], command: str) -> list[Block]:
     sizes = ", ".join(
-        f"{task.task} {count(task.examples, 'example')} ({count(task.units, 'independent unit')})"
-        for task in resolutions(rows)
+        f"{task} {count(row.num_examples, 'example')} ({count(row.units, 'independent unit')})"
+        for task, row in {row.task: row for row in rows}.items()
     )
     seeds = sorted({row.seed for row in rows})
     fractions = sorted({float(f"{row.cache_fraction:.3g}") for row in rows})
@@ -107,6 +111,19 @@ def _opening(rows: Sequence[CellRow], command: str) -> list[Block]:
             f"seeds {', '.join(map(str, seeds))}. Device {_names(row.device for row in rows)}. Link {links}. Times are "
             f"{times}."
         ),
+    ]
+
+
+def _without_answers(rows: Sequence[CellRow]) -> list[Block]:
+    """What a reader must know of tasks without public answers."""
+    tasks = ordered(row.task for row in rows if not row.scored)
+    if not tasks:
+        return []
+    return [
+        Paragraph(
+            f"The answers of {', '.join(tasks)} in this split are not public: nothing is said of accuracy there. The "
+            "files that the benchmark's server takes are in `submissions/`."
+        )
     ]
 
 

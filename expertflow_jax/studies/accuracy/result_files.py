@@ -19,6 +19,8 @@ from expertflow_jax.files import make_folder, read_whole, write_atomically
 from expertflow_jax.harness import row_file
 from expertflow_jax.harness.rows import CellRow, to_csv
 from expertflow_jax.harness.workdir import Workdir, plain_value
+from expertflow_jax.studies.accuracy.groups import GROUPS, GroupScores
+from expertflow_jax.studies.accuracy.groups import to_csv as groups_csv
 
 ROWS = "results.jsonl"
 _PREDICTION_KEYS = ("id", "prediction", "target", "score", "reference_prediction")
@@ -27,8 +29,8 @@ _PREDICTION_KEYS = ("id", "prediction", "target", "score", "reference_prediction
 class ResultWriter(Workdir):
     """Writes a study's folder; opening it again resumes. Use as a context manager.
 
-    Files: results.jsonl, results.csv (at `finish`), predictions/<cell>.jsonl, arrays/<cell>.npz, and those of
-    `Workdir`.
+    Files: results.jsonl, groups.jsonl, results.csv and groups.csv (at `finish`), predictions/<cell>.jsonl,
+    arrays/<cell>.npz, what `add` is given, and those of `Workdir`.
     """
 
     def __init__(self, workdir: str | Path, config: Mapping[str, Any], environment: Mapping[str, Any] | None = None):
@@ -38,6 +40,7 @@ class ResultWriter(Workdir):
             for name in ("predictions", "arrays"):
                 make_folder(self.path / name)
             self._file = self.row_file(ROWS, CellRow.from_json, CellRow.to_json)
+            self._groups = self.row_file(GROUPS, GroupScores.from_json, dataclasses.asdict)
             self._rows = _by_cell(self._file.path, self._file.rows)
             for row in self.rows:
                 _predictions_file(self.path, row)
@@ -61,13 +64,17 @@ class ResultWriter(Workdir):
         row: CellRow,
         predictions: Iterable[Mapping[str, Any]],
         arrays: Mapping[str, np.ndarray] | None = None,
+        groups: GroupScores | None = None,
+        files: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Writes a finished cell: predictions and arrays first, then its row.
+        """Writes a finished cell: predictions and whatever else first, then its row.
 
         Args:
           predictions: one mapping per example with at least id, prediction, target, score and
             reference_prediction.
           arrays: what later cells compare with, for example the first answer token's logits.
+          groups: its scores by group.
+          files: contents of more files, by their path in the folder.
 
         Raises:
           ValueError: the cell is finished already, or a prediction lacks a key.
@@ -89,6 +96,11 @@ class ResultWriter(Workdir):
             np.savez_compressed(packed, allow_pickle=False, **arrays)
             row = dataclasses.replace(row, arrays_sha256=hashlib.sha256(packed.getvalue()).hexdigest())
             write_atomically(self.path / f"arrays/{row.cell_id}.npz", packed.getvalue())
+        for name, more in (files or {}).items():
+            make_folder((self.path / name).parent)
+            write_atomically(self.path / name, more)
+        if groups is not None:
+            self._groups.append(groups)
         self._file.append(row)
         self._rows[row.cell_id] = row
 
@@ -112,8 +124,11 @@ class ResultWriter(Workdir):
         return _remedy(self.path)
 
     def finish(self, rows: Sequence[CellRow] | None = None) -> None:
-        """Writes results.csv anew from these rows; None: all."""
-        write_atomically(self.path / "results.csv", to_csv(self.rows if rows is None else rows))
+        """Writes results.csv and groups.csv anew from these rows; None: all."""
+        rows = self.rows if rows is None else rows
+        write_atomically(self.path / "results.csv", to_csv(rows))
+        by_cell = {scores.cell_id: scores for scores in self._groups.rows}
+        write_atomically(self.path / "groups.csv", groups_csv(rows, by_cell))
 
 
 def read_rows(workdir: str | Path) -> list[CellRow]:

@@ -25,9 +25,12 @@ from expertflow_jax.predictor import load_predictor
 from expertflow_jax.simulation.costs import ComputeCosts
 from expertflow_jax.studies.accuracy.comparison import Outcome, make_row, predictions
 from expertflow_jax.studies.accuracy.execution import Setting, execute
+from expertflow_jax.studies.accuracy.exports import cell_files
 from expertflow_jax.studies.accuracy.grid import Cell, cells
+from expertflow_jax.studies.accuracy.groups import GroupScores
 from expertflow_jax.studies.accuracy.report import render_table, write_report
 from expertflow_jax.studies.accuracy.result_files import ResultWriter
+from expertflow_jax.tasks.base import Example, Task, optional
 
 CLOCKS = ("virtual", "real")
 
@@ -61,8 +64,21 @@ def check(config: ml_collections.ConfigDict) -> list[Cell]:
     return todo
 
 
-def prepare(config: ml_collections.ConfigDict, workdir: Path, todo: Sequence[Cell]) -> Setting:
-    """Loads model and predictor, writes or reads the benchmark, encodes prompts and forecasts their routes."""
+Questions = dict[str, tuple[Task, list[Example]]]
+"""By the task's name in the config."""
+
+
+def ask(config: ml_collections.ConfigDict, workdir: Path) -> Questions:
+    """Writes or reads the benchmarks' questions."""
+    asked = {}
+    for name in config.tasks:
+        task = study_data.open_task(config, name, workdir)
+        asked[name] = task, study_data.read(task, config.num_examples)
+    return asked
+
+
+def prepare(config: ml_collections.ConfigDict, asked: Questions, todo: Sequence[Cell]) -> Setting:
+    """Loads model and predictor, encodes prompts and forecasts their routes."""
     costs = ComputeCosts.load(config.costs) if config.clock == "virtual" else None
     host_memory_budget = config.host_memory_budget or None
     model = load_model(config.model, config.dtype, host_memory_budget=host_memory_budget)
@@ -74,9 +90,8 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, todo: Sequence[Cel
     for served in (model, *quantized.values()):
         pin_experts(served.store, None if predictor is None else predictor.popularity)
     data, signatures = {}, {}
-    for name in config.tasks:
-        task = study_data.open_task(config, name, workdir)
-        data[name] = study_data.prepare(model, task, config.num_examples, config.text_tokens)
+    for name, (task, questions) in asked.items():
+        data[name] = study_data.prepare(model, task, questions, config.num_examples, config.text_tokens)
         signatures[name] = study_data.signatures(model, predictor, data[name], config.batch_size)
     return Setting(
         model,
@@ -96,7 +111,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, todo: Sequence[Cel
 def plan(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Prints what the study would run and the memory that each size needs; writes no results."""
     todo = check(config)
-    setting = prepare(config, workdir, todo)
+    setting = prepare(config, ask(config, workdir), todo)
     console = _console()
     console.print(
         f"model {setting.model.name}: {setting.model.store.num_layers} MoE layers of "
@@ -135,8 +150,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
     plain: dict[str, Any] = json.loads(config.to_json_best_effort())
     console = _console()
     with ResultWriter(workdir, plain, describe_environment(config.seeds[0])) as writer:
-        claim_inputs(writer, _inputs(config))
-        setting = prepare(config, workdir, todo)
+        asked = ask(config, workdir)
+        claim_inputs(writer, _inputs(config, asked))
+        setting = prepare(config, asked, todo)
         for cell in todo:
             setting.plan(cell)  # a budget below the minimum is said before any cell runs
         _run_cells(config, setting, todo, writer)
@@ -159,9 +175,10 @@ def _of_the_grid(writer: ResultWriter, todo: Sequence[Cell]) -> list[CellRow]:
     return [row for row in writer.rows if row.cell_id in named]
 
 
-def _inputs(config: ml_collections.ConfigDict) -> dict[str, Path]:
+def _inputs(config: ml_collections.ConfigDict, asked: Questions) -> dict[str, Path]:
     """The files that decide the rows, by how to name them."""
-    paths = model_files(config.model) | task_files(config, config.tasks, [config.split])
+    read = [path for task, _ in asked.values() for path in optional(task, "inputs")()]
+    paths = model_files(config.model) | task_files(config, read)
     if config.predictor:
         paths |= model_files(config.predictor, "predictor")
     if config.clock == "virtual":
@@ -207,4 +224,7 @@ def _run_cell(config, setting: Setting, cell: Cell, writer: ResultWriter, outcom
     copies_bytes = 0 if copies is None else copies.host.host_bytes
     model = setting.model_of(cell)
     row = make_row(config, model, cell, data, execution, outcome, reference, baseline, copies_bytes)
-    writer.add(row, predictions(data, outcome, baseline), outcome.arrays() if is_reference else None)
+    groups = GroupScores.of(row.cell_id, data, outcome.texts, baseline.texts) if row.scored else None
+    arrays = outcome.arrays() if is_reference else None
+    files = cell_files(config, row, data, outcome, groups, writer.begun)
+    writer.add(row, predictions(data, outcome, baseline), arrays, groups, files)

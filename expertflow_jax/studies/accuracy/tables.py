@@ -91,6 +91,12 @@ def stall_share(row: CellRow) -> float | None:
     return row.stall_seconds / row.wall_seconds if row.wall_seconds else None
 
 
+def _accuracy(row: CellRow) -> str:
+    if not row.scored:
+        return MISSING
+    return f"{percent(row.accuracy)} [{percent(row.accuracy_ci_low)}, {percent(row.accuracy_ci_high)}]"
+
+
 def percent(share: float) -> str:
     """A share as a percentage with one decimal: "73.4"."""
     return f"{100 * share:.1f}"
@@ -115,9 +121,14 @@ def main_columns(rows: Sequence[CellRow]) -> list[Column]:
             "accuracy % [95% interval]",
             "accuracy % [95%]",
             lambda row: row.accuracy,
-            lambda r: f"{percent(r.accuracy)} [{percent(r.accuracy_ci_low)}, {percent(r.accuracy_ci_high)}]",
+            _accuracy,
         ),
-        Column("difference, points", "delta", lambda row: row.accuracy_delta, lambda row: points(row.accuracy_delta)),
+        Column(
+            "difference, points",
+            "delta",
+            lambda row: row.accuracy_delta,
+            lambda row: points(row.accuracy_delta) if row.scored else MISSING,
+        ),
         _number("changed answers", "flips", lambda row: row.flips, "{:d}"),
         Column(
             "bit-identical",

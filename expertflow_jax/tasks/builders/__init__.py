@@ -1,1 +1,1 @@
-"""TFDS builders: the official files, parsed and checked once, then read at random from array_record files."""
+"""TFDS: the questions that are asked, with their images, read at random from array_record files."""

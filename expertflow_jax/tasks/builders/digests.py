@@ -64,9 +64,9 @@ class Digests:
             self._entries.pop(name, None)
         return digest
 
-    def together(self, paths: Iterable[Path]) -> str:
-        """One digest of the names and contents of files, in their order."""
-        whole = hashlib.sha256()
+    def together(self, paths: Iterable[Path], words: str = "") -> str:
+        """One digest of `words`, and of the names and contents of files in their order."""
+        whole = hashlib.sha256(words.encode())
         for path in paths:
             whole.update(f"{path.name}\0{self.of(path)}\n".encode())
         return whole.hexdigest()

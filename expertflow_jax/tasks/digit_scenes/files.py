@@ -22,12 +22,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.tasks import mmbench_files, vqa_files
+from expertflow_jax.tasks import choice_files, vqa_files
 from expertflow_jax.tasks.digit_scenes.items import Item, make_items
+from expertflow_jax.tasks.multiple_choice import MMBench
 
 VERSION = 1
 SPLITS = ("train", "val")
 MANIFEST = "manifest.json"
+OPTIONS = choice_files.LETTERS[:4]
 JPEG_QUALITY = 95  # without chroma subsampling: colours are asked about
 
 
@@ -149,7 +151,7 @@ def _jpeg(image: np.ndarray) -> bytes:
 
 
 def _write_vqa(data_dir: Path, split: str, items: Sequence[Item]) -> None:
-    questions_path, annotations_path, folder = vqa_files.official_files(data_dir, split)
+    folder = vqa_files.image_folder(data_dir, split)
     folder.mkdir(parents=True)
     questions, annotations = [], []
     for number, item in enumerate(items):
@@ -174,21 +176,23 @@ def _write_vqa(data_dir: Path, split: str, items: Sequence[Item]) -> None:
     about = {"description": "digit scenes", "version": str(VERSION)}
     head = {"info": about, "license": {"name": "CC BY 4.0"}, "data_subtype": vqa_files.SPLITS[split]}
     kind = {"task_type": "Open-Ended", "data_type": "mscoco"}
-    questions_path.write_text(json.dumps(head | kind | {"questions": questions}), encoding="utf-8")
-    annotations_path.write_text(
+    vqa_files.questions_file(data_dir, split).write_text(
+        json.dumps(head | kind | {"questions": questions}), encoding="utf-8"
+    )
+    vqa_files.annotations_file(data_dir, split).write_text(
         json.dumps(head | {"data_type": "mscoco", "annotations": annotations}), encoding="utf-8"
     )
 
 
 def _write_mmbench(data_dir: Path, split: str, items: Sequence[Item]) -> int:
     """Every rotation of each question's options; an image is stored once and then referred to. Returns questions."""
-    path = mmbench_files.official_file(data_dir, split)
+    path = MMBench.path(data_dir, split)
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = [
         "index",
         "question",
         "hint",
-        *mmbench_files.LETTERS,
+        *OPTIONS,
         "answer",
         "category",
         "image",
@@ -201,9 +205,9 @@ def _write_mmbench(data_dir: Path, split: str, items: Sequence[Item]) -> int:
         writer.writeheader()
         for base, item in enumerate(items):
             for rotation in range(len(item.choices)):
-                index = base + rotation * mmbench_files.ROTATION
+                index = base + rotation * choice_files.ROTATION
                 order = item.choices[rotation:] + item.choices[:rotation]
-                options = dict(zip(mmbench_files.LETTERS, order, strict=False))
+                options = dict(zip(OPTIONS, order, strict=False))
                 stored = holder.setdefault(item.scene_id, index)
                 image = base64.b64encode(_jpeg(item.image)).decode() if stored == index else str(stored)
                 writer.writerow(
@@ -212,7 +216,7 @@ def _write_mmbench(data_dir: Path, split: str, items: Sequence[Item]) -> int:
                         "question": item.question,
                         "hint": "",
                         **options,
-                        "answer": mmbench_files.LETTERS[order.index(item.answer)],
+                        "answer": OPTIONS[order.index(item.answer)],
                         "category": item.category,
                         "image": image,
                         "l2-category": item.question_type,

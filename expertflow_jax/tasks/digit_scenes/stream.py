@@ -11,7 +11,7 @@ import numpy as np
 
 from expertflow_jax.models.qwen3_vl_config import Qwen3VLMoeConfig
 from expertflow_jax.processing.patches import normalise, patchify
-from expertflow_jax.tasks import mmbench, vqa_v2
+from expertflow_jax.tasks import vqa_v2
 from expertflow_jax.tasks.digit_scenes import processor_files as files
 from expertflow_jax.tasks.digit_scenes.items import Item, make_items
 from expertflow_jax.tasks.digit_scenes.questions import (
@@ -22,6 +22,7 @@ from expertflow_jax.tasks.digit_scenes.questions import (
     sample_question,
 )
 from expertflow_jax.tasks.digit_scenes.scenes import IMAGE_PIXELS, Scene, render, sample_scene, scan_bank
+from expertflow_jax.tasks.multiple_choice import prompt_text as choice_prompt
 
 PATCHES_PER_SIDE = IMAGE_PIXELS // files.PATCH
 IMAGE_TOKENS = (PATCHES_PER_SIDE // files.MERGE) ** 2
@@ -114,7 +115,7 @@ def multiple_choice(
     order = [choices[i] for i in rng.permutation(len(choices))]
     options = dict(zip(files.OPTION_LETTERS, order, strict=False))
     letter = files.OPTION_LETTERS[order.index(answer)]
-    return prompt_of(mmbench.prompt_text(question, options)), f"{answer} {letter}" if say_text else letter
+    return prompt_of(choice_prompt(question, options)), f"{answer} {letter}" if say_text else letter
 
 
 _TOKENIZER = files.build_tokenizer()
