@@ -11,7 +11,7 @@ import csv
 import hashlib
 import string
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from expertflow_jax.errors import InputError
@@ -85,7 +85,7 @@ def hint_of(question: Question) -> str | None:
     return None if hint in _PANDAS_MISSING else hint
 
 
-def read_images(path: Path, source: str, indices: Collection[str]) -> Iterator[tuple[str, bytes]]:
+def read_images(path: Path, source: str, indices: Iterable[str]) -> Iterator[tuple[str, bytes]]:
     """(index, encoded RGB image) of the rows with these indices, in the order of the file.
 
     Raises:

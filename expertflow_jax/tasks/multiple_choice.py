@@ -5,7 +5,7 @@ the same image are one cluster, whether rows refer to the image's row or repeat 
 whether it is circular: a few lines at the end.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -112,7 +112,7 @@ class MultipleChoice(OfficialTask):
         columns = [*self.columns, "answer"] if self.scored else self.columns
         return choice_files.read_questions(self.question_files()[0], self.source(), columns, self.circular)
 
-    def images(self, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    def images(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         return choice_files.read_images(self.question_files()[0], self.source(), names)
 
     def score(self, example: Example, prediction: str) -> float:

@@ -5,7 +5,7 @@ subclass that reads questions and images and scores an answer.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,7 +54,7 @@ class OfficialTask:
       scored: whether the split's answers are public.
     """
 
-    name: ClassVar[str]
+    name: str
     second_evaluator: str | None = None
     circular = False
     teacher_forced = False
@@ -126,7 +126,7 @@ class OfficialTask:
         folder = self.image_folder()
         return None if folder is None else folder / name
 
-    def images(self, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    def images(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """(name, encoded RGB image) of each name; raises InputError for one that is missing or damaged."""
         for name in names:
             path = self.image_file(name)

@@ -50,8 +50,8 @@ class GroupScores:
     @staticmethod
     def of(cell_id: str, data: TaskData, texts: Sequence[str], reference: Sequence[str]) -> "GroupScores":
         """Aggregates a cell's answers and the reference's."""
-        scores = (data.task.aggregate(data.examples, answers) for answers in (texts, reference))
-        return GroupScores(cell_id, *scores, group_sizes(data.examples))
+        scores, before = (data.task.aggregate(data.examples, answers) for answers in (texts, reference))
+        return GroupScores(cell_id, scores, before, group_sizes(data.examples))
 
     @staticmethod
     def from_json(value: Any) -> "GroupScores":

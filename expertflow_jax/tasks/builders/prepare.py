@@ -13,7 +13,7 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -36,8 +36,10 @@ MEMORY = "digests.json"
 class Benchmark(Protocol):
     """What is prepared; see `official.OfficialTask`."""
 
-    name: str
     split: str
+
+    @property
+    def name(self) -> str: ...
 
     @property
     def data_dir(self) -> Path: ...
@@ -90,7 +92,7 @@ def prepared(
         inputs.remember()
 
 
-def _builder(benchmark: Benchmark, folder: Path, **content: object) -> QuestionsBuilder:
+def _builder(benchmark: Benchmark, folder: Path, **content: Any) -> QuestionsBuilder:
     return QuestionsBuilder(
         benchmark=benchmark.name,
         split=benchmark.split,

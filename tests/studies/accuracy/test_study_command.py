@@ -1,5 +1,6 @@
 """`eval.study` as a user runs it: complete rows, the same rows after a kill and in another folder, clear refusals."""
 
+import csv
 import json
 import os
 import shutil
@@ -94,6 +95,57 @@ def test_report_and_tables_are_written(finished):
         assert (finished / name).stat().st_size > 0
     assert list((finished / "plots").glob("*.png"))
     assert 'src="data:image/png;base64' in (finished / "report.html").read_text()
+
+
+def test_groups_and_what_others_read(finished):
+    """Scores by group, the file of VQA's server, and lmms-eval's logs, of every cell."""
+    with (finished / "groups.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    for row in rows(finished):
+        of_cell = {line["group"]: float(line["score"]) for line in lines if line["cell_id"] == row["cell_id"]}
+        assert of_cell["accuracy"] == pytest.approx(row["accuracy"])
+        assert any(name.startswith(("answer_type/", "category/")) for name in of_cell)
+        path = finished / "predictions" / f"{row['cell_id']}.jsonl"
+        answers = [json.loads(line) for line in path.read_text().splitlines()]
+        logs = finished / "lmms_eval" / row["cell_id"]
+        (samples,) = (path.read_text().splitlines() for path in logs.glob(f"*_samples_{row['task']}.jsonl"))
+        assert [json.loads(line)["filtered_resps"] for line in samples] == [answer["prediction"] for answer in answers]
+        assert {"doc_id", "target", "doc_hash", "input"} <= json.loads(samples[0]).keys()
+        (results,) = (json.loads(path.read_text()) for path in logs.glob("*_results.json"))
+        assert results["results"][row["task"]]["accuracy,none"] == pytest.approx(row["accuracy"])
+        assert results["results"][row["task"]]["exact_match,none"] == pytest.approx(row["second_accuracy"])
+        if row["task"] == "vqa_v2":
+            submission = json.loads((finished / "submissions" / f"{row['cell_id']}.json").read_text())
+            assert submission == [{"question_id": int(a["id"]), "answer": a["prediction"]} for a in answers]
+    report = (finished / "report.md").read_text()
+    for words in ("## By group", "answer_type/number", "## Evaluators", "GT-Vision-Lab/VQA a013f00", "no judge"):
+        assert words in report
+
+
+def test_a_split_without_public_answers_gives_what_the_server_takes(config, tmp_path):
+    data = tmp_path / "data"
+    write_benchmark(data, train=8, val=8, seed=0)
+    folder = data / "vqa_v2"
+    (folder / "v2_OpenEnded_mscoco_val2014_questions.json").rename(
+        folder / "v2_OpenEnded_mscoco_test2015_questions.json"
+    )
+    (folder / "test2015").mkdir()
+    for path in (folder / "val2014").iterdir():
+        path.rename(folder / "test2015" / path.name.replace("val2014", "test2015"))
+    path = config.with_name("test_split.py")
+    path.write_text(CONFIG.replace("    return config\n", RESIDENT))
+    workdir = tmp_path / "run"
+    arguments = ["--config.split=test", f"--config.data_dir={data}", "--config.num_examples=5"]
+    arguments += ["--config.grids.lossy.schedulers=()", "--config.harness=lmms-eval", "--config.sample_seed=1"]
+    argv = [f"--config={path}", f"--workdir={workdir}", *arguments]
+    assert cli.run_command(study.main, description="test", argv=argv) == 0
+    (row,) = rows(workdir)
+    assert row["accuracy"] is None
+    assert row["second_accuracy"] is None
+    submission = json.loads((workdir / "submissions" / f"{row['cell_id']}.json").read_text())
+    assert len(submission) == row["num_examples"]
+    assert "are not public" in (workdir / "report.md").read_text()
+    assert cli.run_command(study.main, description="test", argv=argv) == 0  # read back
 
 
 def test_a_killed_study_ends_with_the_same_rows(config, finished, tmp_path):
