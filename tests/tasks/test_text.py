@@ -126,7 +126,7 @@ def test_pictures_inside_the_messages_of_a_file_are_read(tmp_path, form):
     expected, prompt = encode_example(processor, asked), encode_example(processor, example)
     np.testing.assert_array_equal(prompt.input_ids, expected.input_ids)
     np.testing.assert_array_equal(prompt.pixel_values, expected.pixel_values)
-    names = [path.name for path in task.inputs(tmp_path, "val")]
+    names = [path.name for path in task.inputs()]
     assert names == ["val.jsonl", *(["a scene.png"] if form in ("path", "image") else [])]
 
 
