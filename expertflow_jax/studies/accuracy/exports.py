@@ -62,9 +62,8 @@ def _parts(content: Any) -> list[dict[str, Any]]:
 
 
 def _samples(data: TaskData, outcome: Outcome) -> list[dict[str, Any]]:
-    """A sample per example; `accuracy` is the evaluator's score and `exact_match`, lmms-eval's name for it, the second
-    one's."""
-    second = _second_scores(data, outcome)
+    """A sample per example; `accuracy` is the evaluator's score, that of the second one has `_second_name`."""
+    second, name = _second_scores(data, outcome), _second_name(optional(data.task, "second_evaluator"))
     samples = []
     for number, (example, text) in enumerate(zip(data.examples, outcome.texts, strict=True)):
         document = {"id": example.id, "question": _prompt(example), "target": example.target, **example.groups}
@@ -76,12 +75,17 @@ def _samples(data: TaskData, outcome: Outcome) -> list[dict[str, Any]]:
                 "filtered_resps": text,
                 "doc_hash": hashlib.sha256(_line(document).encode()).hexdigest(),
                 **scores,
-                **({} if second is None else {"exact_match": float(second[number])}),
+                **({} if second is None else {name: float(second[number])}),
                 "input": _prompt(example),
                 "id": example.id,
             }
         )
     return samples
+
+
+def _second_name(evaluator: str | None) -> str:
+    """The metric's name; lmms-eval's for a score by its rule."""
+    return "exact_match" if evaluator and evaluator.startswith("lmms-eval") else "second_accuracy"
 
 
 def _second_scores(data: TaskData, outcome: Outcome) -> np.ndarray | None:
@@ -98,7 +102,7 @@ def _results(
     if groups is not None:
         scores |= {f"{key},none": value for key, value in groups.scores.items()}
     if row.second_accuracy is not None:
-        scores["exact_match,none"] = row.second_accuracy
+        scores[f"{_second_name(row.second_evaluator)},none"] = row.second_accuracy
     coordinates = {key: getattr(row, key) for key in ("policy", "scheduler", "miss_policy", "cache_fraction", "seed")}
     limits = {key: config.get(key) for key in ("num_examples", "sample_seed")}
     evaluators = {"evaluator": row.evaluator, "second_evaluator": row.second_evaluator}
