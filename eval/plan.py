@@ -1,6 +1,10 @@
-"""How a model would be divided between device, host and disk, for several budgets; config.json is all that is read.
+"""What a full-size model needs, from its config.json alone: memory at several budgets, or hours of an evaluation.
 
-python -m eval.plan --config=configs/plan.py --config.model=configs/models/qwen3_vl_30b_a3b
+    python -m eval.plan --config=configs/plan.py --config.model=configs/models/qwen3_vl_30b_a3b
+    python -m eval.plan --config=configs/plan_evaluation.py
+
+With the config key `data_sets`: the hours of each data set on each card, batch by batch and in the best blocks of
+batches, simulated, with what was assumed. Otherwise: how the model would be divided between device, host and disk.
 """
 
 import sys
@@ -9,9 +13,14 @@ from expertflow_jax import cli
 
 
 def main(invocation: cli.Invocation) -> None:
-    from expertflow_jax.studies.memory import show_plans
+    if "data_sets" in invocation.config:
+        from expertflow_jax.studies.hours import show_hours
 
-    show_plans(invocation.config)
+        show_hours(invocation.config)
+    else:
+        from expertflow_jax.studies.memory import show_plans
+
+        show_plans(invocation.config)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class Field:
 
     Attributes:
       kind: bool, int, float or str.
-      commands: that write it: study, throughput, scale (kinds host and scheduler), ablations.
+      commands: that write it: study, throughput, scale (kinds host and scheduler), ablations, blocks.
       unit: "" for texts, flags, counts and rates.
       low, high: least and greatest value of a number.
       optional: may be null.
@@ -84,8 +84,8 @@ def _text(name: str, commands: str, meaning: str) -> Field:
     return Field(name, str, commands, meaning)
 
 
-def _count(name: str, commands: str, meaning: str, unit: str = "") -> Field:
-    return Field(name, int, commands, meaning, unit)
+def _count(name: str, commands: str, meaning: str, unit: str = "", low: float = 0.0) -> Field:
+    return Field(name, int, commands, meaning, unit, low)
 
 
 def _seconds(name: str, commands: str, meaning: str) -> Field:
@@ -113,35 +113,43 @@ _FIELDS = (
         "SHA-256 of the arrays that other cells are compared with; null where there are none",
         optional=True,
     ),
-    _count("cell", "scale", "number of the cell in the config's order"),
+    _count("cell", "scale blocks", "number of the cell in the config's order"),
     _text("kind", "scale", "host or scheduler"),
     _text("sweep", "scale", "which plot the cell belongs to"),
-    _text("model", f"{BOTH} ablations", "name of the model, or of the shape that replays its routing"),
+    _text("model", f"{BOTH} ablations blocks", "name of the model, or of the shape that replays its routing"),
     _text("task", "study", "benchmark"),
     _text("split", "study", "of the benchmark"),
     _text("phase", "throughput", "prefill or decode, timed apart"),
     _text("workload", "scale", "what the scheduled sequences are"),
-    _text("machine", "scale", "that is simulated"),
-    _text("variant", "throughput ablations", "what ran: the policy with its forecast, or a build of the engine"),
-    _text("policy", f"{BOTH} scale", "cache policy; in a study with its options and forecast as the config names it"),
-    _text("forecast", BOTH, "where the policy learns of what comes: none, hidden, predictor or truth"),
+    _text("machine", "scale blocks", "that is simulated"),
+    _text("variant", "throughput ablations blocks", "what ran: the policy with its forecast, or a build of the engine"),
+    _text(
+        "policy",
+        f"{BOTH} scale blocks",
+        "cache policy; in a study with its options and forecast as the config names it",
+    ),
+    _text("forecast", f"{BOTH} blocks", "where the policy learns of what comes: none, hidden, predictor or truth"),
     _text("scheduler", "study scale", "token scheduler"),
     _text("miss_policy", "study", "what happens when an expert is not there; wait changes nothing"),
     Field("miss_options", str, "study", "all options of the miss policy with their values", optional=True),
     _text("expert_dtype", "study", "that experts are kept, moved and cached in; int8 and int4 change answers"),
     Field("lossless", bool, "study", "nothing changes answers: policy, misses, experts as in the checkpoint"),
-    _rate("cache_fraction", f"{BOTH} scale ablations", "slots / experts"),
-    _count("slots", BOTH, "experts that fit on the device"),
-    _count("memory_budget_bytes", BOTH, "device memory for everything, as planned", "bytes"),
+    _rate("cache_fraction", f"{BOTH} scale ablations blocks", "slots / experts"),
+    _count("slots", f"{BOTH} blocks", "experts that fit on the device"),
+    _count("memory_budget_bytes", f"{BOTH} blocks", "device memory for everything, as planned", "bytes"),
     _count("peak_device_bytes", BOTH, "largest sum of everything on the device during the run", "bytes"),
     Field("memory_saved", float, "throughput", "1 - budget / that of the all-resident run", low=-math.inf, high=1.0),
     _count("host_bytes", "study", "host memory that experts take", "bytes"),
-    _count("expert_bytes", BOTH, "of one expert", "bytes"),
+    _count("expert_bytes", f"{BOTH} blocks", "of one expert", "bytes"),
     _count("num_layers", "scale", "MoE layers"),
     _count("num_experts", "scale", "of a layer"),
     _count("top_k", "scale", "experts of a token"),
-    _count("batch_size", f"{BOTH} scale ablations", "sequences that run together"),
-    _count("window", "scale", "sequences that the scheduler sees at once"),
+    _count("batch_size", f"{BOTH} scale ablations blocks", "sequences that run together"),
+    _count("batches_per_block", "blocks", "batches that go through the layers together", low=1),
+    _count("window", "scale blocks", "sequences that the scheduler sees at once, or of the whole run"),
+    _count("prompt_tokens", "blocks", "of every prompt; 0: as recorded"),
+    _count("new_tokens", "blocks", "decode steps after the prompt"),
+    _text("room", "blocks", "what was given: @cache fraction, or device memory"),
     _count("seed", "study", "of scheduling and resampling"),
     _count("num_examples", "study", "questions, or texts"),
     _count("units", "study", "independent clusters behind intervals and tests: images, or sequences of text"),
@@ -177,32 +185,46 @@ _FIELDS = (
     _rate("discarded_mass", "study", "router weight whose expert did not run, over all weight; each token counts 1"),
     Field("bit_identical", bool, "study", "every logit has the bits of the all-resident run of the same batches"),
     _number("perplexity", "study", "of a text's tokens; null for tasks that generate answers", optional=True),
-    _count("tokens", BOTH, "prompt and answer tokens processed"),
+    _count("tokens", f"{BOTH} blocks", "prompt and answer tokens processed"),
     _number(
-        "tokens_per_second", f"{BOTH} scale", "of the run; simulated in scale, null under its real clock", "1/s", True
+        "tokens_per_second",
+        f"{BOTH} scale blocks",
+        "of the run; simulated in scale, null under its real clock",
+        "1/s",
+        True,
     ),
     _number("tokens_per_second_min", "throughput", "least of the repeats", "1/s"),
     _number("tokens_per_second_max", "throughput", "greatest of the repeats", "1/s"),
     _number("tokens_per_second_with_host", "scale", "the same if the host's time came on top in full", "1/s", True),
-    _number("limit_tokens_per_second", "throughput", "tokens / max(resident time, least_bytes / bandwidth)", "1/s"),
-    _number("fraction_of_limit", "throughput", "speed over that limit"),
-    _seconds("wall_seconds", BOTH, "of the run, by its clock"),
-    _seconds("compute_seconds", BOTH, "stages on the device; under the real clock whatever is no other kind"),
-    _seconds("stall_seconds", BOTH, "compute waited for experts"),
-    _seconds("predictor_seconds", BOTH, "the routing path predictor ran"),
+    _number(
+        "limit_tokens_per_second", "throughput blocks", "tokens / max(resident time, least_bytes / bandwidth)", "1/s"
+    ),
+    _number("fraction_of_limit", "throughput blocks", "speed over that limit, which is of the order that was run"),
+    _number("best_order_tokens_per_second", "throughput blocks", "the same limit with best_order_bytes", "1/s"),
+    _number("fraction_of_resident", "blocks", "speed over that of the compute alone"),
+    _seconds("wall_seconds", f"{BOTH} blocks", "of the run, by its clock"),
+    _seconds(
+        "compute_seconds", f"{BOTH} blocks", "stages on the device; under the real clock whatever is no other kind"
+    ),
+    _seconds("stall_seconds", f"{BOTH} blocks", "compute waited for experts"),
+    _seconds("predictor_seconds", f"{BOTH} blocks", "the routing path predictor ran"),
     _seconds("host_seconds", "throughput", "in the engine's books, waiting left out"),
-    _seconds("link_seconds", "throughput", "the link was occupied"),
+    _seconds("first_token_seconds", "blocks", "from a block's beginning to its answers' first tokens, mean"),
+    _seconds("link_seconds", "throughput blocks", "the link was occupied"),
     _rate("overlap", "throughput", "share of transfers' time in which compute did not wait; null: none moved", True),
-    _count("bytes_transferred", f"{BOTH} ablations", "from host to device", "bytes"),
-    _count("least_bytes", "throughput", "what an offline-optimal cache moves", "bytes"),
+    _count("bytes_transferred", f"{BOTH} ablations blocks", "from host to device", "bytes"),
+    _count(
+        "least_bytes", "throughput blocks", "what an offline-optimal cache moves in the order that was run", "bytes"
+    ),
+    _count("best_order_bytes", "throughput blocks", "the same with all batches of the window in one block", "bytes"),
     _count("disk_bytes", "study", "read from the checkpoint's files for experts that were not in host memory", "bytes"),
-    _count("prefetches", BOTH, "experts that travelled unasked"),
-    _count("wasted_prefetches", "throughput", "of them, those that left unused"),
-    _count("hits", BOTH, "requests of a (layer, expert) by a step that found it in its slot"),
-    _count("late", BOTH, "requests that found it under way"),
-    _count("misses", BOTH, "requests that found it neither there nor under way"),
-    _count("corrections", BOTH, "mispredictions repaired at run time"),
-    _rate("hit_rate", f"{BOTH} scale ablations", "hits / requests; null if there was none", optional=True),
+    _count("prefetches", f"{BOTH} blocks", "experts that travelled unasked"),
+    _count("wasted_prefetches", "throughput blocks", "of them, those that left unused"),
+    _count("hits", f"{BOTH} blocks", "requests of a (layer, expert) by a step that found it in its slot"),
+    _count("late", f"{BOTH} blocks", "requests that found it under way"),
+    _count("misses", f"{BOTH} blocks", "requests that found it neither there nor under way"),
+    _count("corrections", f"{BOTH} blocks", "mispredictions repaired at run time"),
+    _rate("hit_rate", f"{BOTH} scale ablations blocks", "hits / requests; null if there was none", optional=True),
     _rate("forecast_recall", "throughput", "of the experts used, those among as many of the highest forecast", True),
     _number("experts_per_batch", "study", "distinct experts, mean over batches and layers"),
     _count("new_compilations", "throughput", "executables made after the warm-up"),
@@ -218,10 +240,10 @@ _FIELDS = (
     _rate("steps_without_miss", "ablations", "decode steps whose experts were all in slots when asked for"),
     _rate("layers_without_miss", "ablations", "the same of layer-steps"),
     _number("layers_until_miss", "ablations", "layers of a decode step before the first that misses, mean"),
-    _text("link", BOTH, "between host and device"),
+    _text("link", f"{BOTH} blocks", "between host and device"),
     _number("gigabytes_per_second", "throughput", "of the link; null if it is not stated", "GB/s", True),
     _number("latency_us", "throughput", "of a transfer", "µs"),
-    _text("clock", f"{BOTH} scale", "virtual: reproducible; real: this machine's"),
+    _text("clock", f"{BOTH} scale blocks", "virtual: reproducible; real: this machine's"),
     _text("device", BOTH, "that computed"),
 )
 FIELDS: dict[str, Field] = {field.name: field for field in _FIELDS}

@@ -7,17 +7,49 @@ Prefetching can move transfers in time but not below this number, so
 
     seconds >= max(resident seconds, least bytes / link bandwidth).
 
+That is the limit of the order in which the steps ran. The order is free, too: batches that go through the layers
+together ask for an expert once (`super_steps`), and the best order has all batches of the window in one block.
+
 Axes: N steps, L MoE layers, E experts. A key is layer * E + expert.
 """
 
+import dataclasses
 import heapq
 from collections.abc import Iterable
 
 import numpy as np
+from jaxtyping import Bool
 
 from expertflow_jax.offload.link import LinkSpec
 
 NEVER = np.iinfo(np.int64).max
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """Of one order of work.
+
+    Attributes:
+      least_bytes: that an offline-optimal cache moves.
+      seconds: no lossless run is faster.
+    """
+
+    least_bytes: int
+    seconds: float
+
+
+def limit_of(
+    needed: Bool[np.ndarray, "N L E"],
+    slots: int,
+    inside: Iterable[int],
+    *,
+    resident_seconds: float,
+    expert_bytes: int,
+    link: LinkSpec,
+) -> Limit:
+    """The limit of super-steps that ask for these experts. Arguments as of `least_transfers` and `limit_seconds`."""
+    least = least_transfers(needed, slots, inside) * expert_bytes
+    return Limit(least, limit_seconds(resident_seconds, least, link))
 
 
 def least_transfers(needed: np.ndarray, slots: int, inside: Iterable[int] = ()) -> int:
@@ -51,6 +83,19 @@ def least_transfers(needed: np.ndarray, slots: int, inside: Iterable[int] = ()) 
             heapq.heappush(furthest, (-use, key))
             transfers += 1
     return transfers
+
+
+def super_steps(needed: Bool[np.ndarray, "N L E"], batches: int, batches_per_block: int) -> Bool[np.ndarray, "n L E"]:
+    """What the super-steps of blocks ask for: the union over the members of a block, step by step.
+
+    Args:
+      needed: what every step asks for, one batch after another.
+      batches: of as many steps each.
+      batches_per_block: members of a block; `batches`: the best order, each expert once per super-step of the window.
+    """
+    by_batch = needed.reshape(batches, len(needed) // batches, *needed.shape[1:])
+    blocks = [by_batch[first : first + batches_per_block].any(0) for first in range(0, batches, batches_per_block)]
+    return np.concatenate(blocks)
 
 
 def _evict(furthest: list[tuple[int, int]], next_use: dict[int, int]) -> None:

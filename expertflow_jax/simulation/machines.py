@@ -31,8 +31,12 @@ class Machine:
     expert_bytes: int
 
 
-def gpu_machine(gpu: str, layer: LayerSize) -> Machine:
-    """A GPU of `throughput.gpus` with experts of this layer.
+def gpu_machine(gpu: str, layer: LayerSize, predictor_bytes: int = 0) -> Machine:
+    """A GPU of `simulation.gpus` with experts of this layer.
+
+    Args:
+      predictor_bytes: float32 parameters of the predictor, read once per step and multiplied with each token; 0: it
+        takes no time.
 
     Raises:
       InputError: there is no such GPU.
@@ -49,7 +53,7 @@ def gpu_machine(gpu: str, layer: LayerSize) -> Machine:
         per_expert=layer.expert_bytes / read,
         head=nothing,
         vision=nothing,
-        predictor=nothing,
+        predictor=Line(predictor_bytes / read, predictor_bytes / 2 / multiply),
     )
     return Machine(gpu, costs, LinkSpec(*PROFILES[device.link], profile=device.link), layer.expert_bytes)
 

@@ -125,6 +125,7 @@ def replay_step(
             for batch in step.batches:
                 clock.spend(costs.route_seconds(batch.tokens), "compute")
         experts = np.flatnonzero(rows_E).astype(np.int32)
+        rows_MxE = [batch.rows[layer].tolist() for batch in step.batches]
         for group, buffers in engine.rounds(layer, experts, rows_E):
             if on_round is not None:
                 on_round(layer, group, buffers)
@@ -132,20 +133,22 @@ def replay_step(
                 _observe_next(engine, step, layer)
                 watched = False
             if not at_once:
-                _compute(engine, step, layer, list(group), costs)
+                _compute(engine, rows_MxE, group, costs)
         if watched:
             _observe_next(engine, step, layer)
         if at_once:
-            _compute(engine, step, layer, experts.tolist(), costs)
+            _compute(engine, rows_MxE, experts.tolist(), costs)
         if on_layer is not None:
             on_layer(layer, len(experts))
     engine.end_step()
 
 
-def _compute(engine: ExpertCacheEngine, step: ReplayStep, layer: int, experts: list[int], costs: ComputeCosts) -> None:
+def _compute(
+    engine: ExpertCacheEngine, rows_MxE: Sequence[Sequence[int]], experts: Sequence[int], costs: ComputeCosts
+) -> None:
     """The experts of a round on the rows of every batch that chose one of them."""
-    for batch in step.batches:
-        rows = [count for count in batch.rows[layer, experts].tolist() if count]
+    for rows_E in rows_MxE:
+        rows = [rows_E[expert] for expert in experts if rows_E[expert]]
         if rows:
             engine.clock.spend(costs.experts_seconds(rows), "compute")
 

@@ -11,6 +11,7 @@ from expertflow_jax.errors import InputError
 _RUNNERS = {
     "growth": "expertflow_jax.studies.growth.runner",
     "ablations": "expertflow_jax.studies.ablations.runner",
+    "blocks": "expertflow_jax.studies.blocks.runner",
 }
 
 
@@ -21,5 +22,7 @@ def runner_of(config: ml_collections.ConfigDict) -> Any:
       InputError: the config names none, or one that does not exist.
     """
     if "study" not in config:
-        raise InputError("config key study is missing; see configs/scale_cpu.py and configs/ablations.py")
+        raise InputError(
+            "config key study is missing; see configs/scale_cpu.py, configs/ablations.py and configs/blocks.py"
+        )
     return importlib.import_module(_RUNNERS[names.find("config key study:", config.study, _RUNNERS)])

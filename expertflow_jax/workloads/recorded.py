@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.harness.data import prepare, read
@@ -43,6 +44,9 @@ def record_questions(model: LoadedModel, count: int, new_tokens: int, seed: int)
     return long.first(count)
 
 
+CERTAIN = 1 - 1e-9  # the most that a forecast of one token counts in a product of many
+
+
 @dataclasses.dataclass(frozen=True)
 class RecordedStep:
     """One step of one batch, and what the predictor says.
@@ -74,9 +78,18 @@ def recorded_steps(
 
 
 def recorded_batches(
-    recording: Recording, predictor: Predictor, shape: tuple[int, int, int] | None, batch_size: int
+    recording: Recording,
+    predictor: Predictor,
+    shape: tuple[int, int, int] | None,
+    batch_size: int,
+    prompt_tokens: int | None = None,
 ) -> list[list[RecordedStep]]:
-    """The steps of each batch of `batch_size`: its prefill, then one for each token of the continuation."""
+    """The steps of each batch of `batch_size`: its prefill, then one for each token of the continuation.
+
+    Args:
+      shape: L, E, K to which the routing is carried over (`workloads.routes`); None: the trained model's own.
+      prompt_tokens: of every prompt (see `longer_prompts`); None: as recorded.
+    """
     uses = predicted_uses(predictor, recording)
     layers, experts = recording.probs.shape[2:]
     top_k = predictor.config.top_k if shape is None else shape[2]
@@ -87,24 +100,48 @@ def recorded_batches(
         own, following = uses
     ids = choices(recording.probs, layers, experts, top_k)
     count, new_tokens = recording.tokens.shape
+    recorded = np.arange(ids.shape[1]) < recording.prompt_lengths[:, None]  # bool [N, T]
+    unused = np.log1p(-np.minimum(own.astype(np.float64), CERTAIN)).reshape(recorded.size, -1)  # log P, [N * T, L * E]
     batches = []
     for first in range(0, count - batch_size + 1, batch_size):
         batch = np.arange(first, first + batch_size)
         lengths = recording.prompt_lengths[batch]
-        prompt = np.arange(ids.shape[1]) < lengths[:, None]
-        steps = [
-            RecordedStep(
-                ReplayStep(int(lengths.sum()), _rows(ids[batch][prompt], experts)),
-                step_forecast(own[batch], lengths),
-                combine_sequences(following[batch, lengths - 1]),
-            )
-        ]
+        if prompt_tokens is None:
+            prompt = ReplayStep(int(lengths.sum()), _rows(ids[batch][recorded[batch]], experts), begins=True)
+            now = step_forecast(own[batch], lengths)
+        else:
+            times = longer_prompts(recorded, batch, prompt_tokens)
+            prompt = ReplayStep(batch_size * prompt_tokens, _rows(ids, experts, times), begins=True)
+            now = -np.expm1(times.reshape(-1) @ unused).reshape(layers, experts).astype(np.float32)
+        steps = [RecordedStep(prompt, now, combine_sequences(following[batch, lengths - 1]))]
         for step in range(new_tokens):
             token = batch, lengths + step
             decode = ReplayStep(batch_size, _rows(ids[token], experts))
             steps.append(RecordedStep(decode, combine_sequences(own[token]), combine_sequences(following[token])))
         batches.append(steps)
     return batches
+
+
+def longer_prompts(
+    recorded: Bool[np.ndarray, "N T"], batch: Int[np.ndarray, "B"], tokens: int
+) -> Int[np.ndarray, "N T"]:
+    """How often each recorded token stands in a batch's prompts of so many tokens: a sequence's prompt ends with its
+    own, before which those of the sequences after it stand, as many as it takes (the first of them cut).
+
+    Args:
+      recorded: which tokens are of prompts.
+      batch: its sequences.
+    """
+    lengths = recorded.sum(1)
+    times = np.zeros(recorded.shape, np.int64)
+    for sequence in batch.tolist():
+        missing, other = tokens, sequence
+        while missing > 0:
+            taken = min(missing, int(lengths[other]))
+            times[other, lengths[other] - taken : lengths[other]] += 1
+            missing -= taken
+            other = (other + 1) % len(lengths)
+    return times
 
 
 def in_blocks(
@@ -140,8 +177,12 @@ def _certain(members: Sequence[RecordedStep], top_k: int) -> bool:
     return wants_nearly_all(tokens, top_k, members[0].now.shape[1])
 
 
-def _rows(ids: np.ndarray, experts: int) -> np.ndarray:
-    """How many tokens chose each expert: ids [N, L, K] -> int [L, E]."""
-    layers = ids.shape[1]
+def _rows(
+    ids: Int[np.ndarray, "*tokens L K"], experts: int, times: Int[np.ndarray, "*tokens"] | None = None
+) -> Int[np.ndarray, "L E"]:
+    """How many tokens chose each expert. Args: times: how often each token stands there; None: once."""
+    *_, layers, top_k = ids.shape
     keys = ids + experts * np.arange(layers)[:, None]
-    return np.bincount(keys.reshape(-1), minlength=layers * experts).reshape(layers, experts)
+    weights = None if times is None else np.repeat(times.reshape(-1), layers * top_k)
+    counts = np.bincount(keys.reshape(-1), weights, minlength=layers * experts)
+    return counts.reshape(layers, experts).astype(np.int64)

@@ -13,6 +13,7 @@ from expertflow_jax.harness.rows import Measured, measured
 from expertflow_jax.offload.budget import MemoryPlan
 from expertflow_jax.offload.link import LinkSpec
 from expertflow_jax.offload.variant import Variant
+from expertflow_jax.simulation.limits import Limit
 from expertflow_jax.studies.throughput.measure import Repeat
 from expertflow_jax.workloads.windows import Window
 
@@ -35,8 +36,10 @@ class Row(Measured):
     overlap: float | None
     wasted_prefetches: int
     least_bytes: int
+    best_order_bytes: int
     limit_tokens_per_second: float
     fraction_of_limit: float
+    best_order_tokens_per_second: float
     forecast_recall: float | None
     memory_saved: float
     new_compilations: int
@@ -58,8 +61,8 @@ def make_row(
     plan: MemoryPlan,
     resident_plan: MemoryPlan,
     peak: int,
-    least_bytes: int,
-    limit: float,
+    limit: Limit,
+    best_order: Limit,
     recall: float | None,
     new_compilations: int,
     link: LinkSpec,
@@ -69,7 +72,7 @@ def make_row(
     Args:
       plan: how the memory is divided; its total is the budget.
       peak: measured in the warm-up run.
-      limit: least seconds of the window.
+      limit, best_order: of the order that was run, and of the whole window as one block.
     """
     seconds = np.array([repeat.seconds for repeat in repeats])
     overlaps = [repeat.overlap for repeat in repeats if repeat.overlap is not None]
@@ -98,9 +101,11 @@ def make_row(
         link_seconds=stats["link_seconds"],
         overlap=float(np.median(overlaps)) if overlaps else None,
         wasted_prefetches=round(stats["wasted_prefetches"]),
-        least_bytes=least_bytes,
-        limit_tokens_per_second=window.tokens / limit,
-        fraction_of_limit=limit / wall,
+        least_bytes=limit.least_bytes,
+        best_order_bytes=best_order.least_bytes,
+        limit_tokens_per_second=window.tokens / limit.seconds,
+        fraction_of_limit=limit.seconds / wall,
+        best_order_tokens_per_second=window.tokens / best_order.seconds,
         forecast_recall=recall,
         memory_saved=1 - plan.total_bytes / resident_plan.total_bytes,
         new_compilations=new_compilations,

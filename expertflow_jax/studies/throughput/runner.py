@@ -29,7 +29,7 @@ from expertflow_jax.offload.link import LinkSpec
 from expertflow_jax.offload.variant import RESIDENT, Variant
 from expertflow_jax.predictor import load_predictor
 from expertflow_jax.simulation.gpus import scaled_link
-from expertflow_jax.simulation.limits import least_transfers, limit_seconds
+from expertflow_jax.simulation.limits import limit_of, super_steps
 from expertflow_jax.simulation.synthetic import forecast_recall
 from expertflow_jax.studies.throughput import sections
 from expertflow_jax.studies.throughput.grid import Cell, cells_of
@@ -197,7 +197,17 @@ def _run_cell(config: ml_collections.ConfigDict, models: Models, cell: Cell, wor
     rows = []
     for name, runs in repeats.items():
         variant, inside = variants[name], runs[0].inside
-        least = least_transfers(reference.needed, plans[name].slots, inside) * setup.store.expert_bytes
+        limits = [
+            limit_of(
+                super_steps(reference.needed, len(window.batches), size),
+                plans[name].slots,
+                inside,
+                resident_seconds=resident_seconds,
+                expert_bytes=setup.store.expert_bytes,
+                link=link,
+            )
+            for size in (1, len(window.batches))
+        ]
         rows.append(
             make_row(
                 window,
@@ -207,8 +217,8 @@ def _run_cell(config: ml_collections.ConfigDict, models: Models, cell: Cell, wor
                 plan=plans[name],
                 resident_plan=resident_plan,
                 peak=warm[name].peak_device_bytes,
-                least_bytes=least,
-                limit=limit_seconds(resident_seconds, least, link),
+                limit=limits[0],
+                best_order=limits[1],
                 recall=recalls[variant.forecast],
                 new_compilations=made,
                 link=link,
