@@ -25,7 +25,6 @@ from expertflow_jax.studies.throughput import fused
 from expertflow_jax.studies.throughput.measure import run_once
 from expertflow_jax.studies.throughput.reference import ReferenceProcess
 from expertflow_jax.workloads.setups import Setup
-from expertflow_jax.workloads.shapes import VOCABULARY
 from expertflow_jax.workloads.windows import PHASES, Window, make_window
 
 PROMPT_TOKENS = 24
@@ -65,7 +64,8 @@ def compare(setup: Setup, batch_size: int, new_tokens: int, repeats: int, python
       InputError: the interpreter does not work.
     """
     rng = np.random.default_rng(0)
-    prompts = [Prompt(rng.integers(8, VOCABULARY, PROMPT_TOKENS).astype(np.int32)) for _ in range(batch_size)]
+    vocabulary = setup.config.text.vocab_size
+    prompts = [Prompt(rng.integers(8, vocabulary, PROMPT_TOKENS).astype(np.int32)) for _ in range(batch_size)]
     setup = dataclasses.replace(setup, prompts=prompts, stages=setup.own_stages)
     stacked = fused.stacked_experts(setup)
     comparisons = []
