@@ -58,6 +58,8 @@ class ExpertFlow(CachePolicy):
         self._first_later[1:], self._never_later = first_uses(uses[1:])
         self.order.likely = self.first.max(0) >= self._least_chance
         self._likely_later = self._first_later.max(0) >= self._least_chance
+        # Rows of the arrays above: taking them out at every evaluation would cost as much as a part of the sum.
+        self._rows = list(zip(zip(*self.first, strict=True), self._never, self._frequency, strict=True))
         self._inverse = inverse_distances(len(uses), self.num_layers)
         for layer in self._asked:
             self._pass(layer)
@@ -71,10 +73,10 @@ class ExpertFlow(CachePolicy):
 
     def _evaluate(self, layer: int | None) -> np.ndarray:
         """Values [E] of a layer's experts, or of all [L, E]."""
-        of: Any = slice(None) if layer is None else layer
-        ahead = (self._layers if layer is None else layer) - self.order.asked
-        parts = self.first[:, of], self._never[of], self._frequency[of]
-        return values(*parts, ahead, self._inverse, self.num_layers)
+        if layer is None:
+            ahead_Lx1 = self._layers - self.order.asked
+            return values(self.first, self._never, self._frequency, ahead_Lx1, self._inverse, self.num_layers)
+        return values(*self._rows[layer], layer - self.order.asked, self._inverse, self.num_layers)
 
     def observe(self, layer: int, counts: np.ndarray) -> None:
         frequency_E = self._frequency[layer]
@@ -102,7 +104,7 @@ class ExpertFlow(CachePolicy):
         lowest, slots_n = self.order.lowest_free(**worth)
         if not len(slots_n):
             return -1
-        slot = int(slots_n[self.slots.order[slots_n].argmin()])
+        slot = int(slots_n[self.slots.order[slots_n].argmin() if len(slots_n) > 1 else 0])
         if self.working >= self.tuning.starved:
             return slot
         if urgent:

@@ -40,6 +40,7 @@ class LazyOrder:
         self.asked = -1
         self.open = self._slot_of < 0
         self.likely = np.ones(shape, bool)
+        self._absent = np.where(self.open, np.float32(np.inf), np.float32(0))  # [L, E], infinite without a slot
         self._value = np.zeros(shape, np.float32)  # of each layer as seen from layer-step `_seen`, no more than now
         self._seen = [_NEVER] * num_layers
         self._moved: list[int] = []  # came or went since a layer asked last
@@ -69,6 +70,7 @@ class LazyOrder:
         """The expert `key` has come into a slot, in the place of `evicted` (-1: of none)."""
         layer, expert = divmod(key, self._num_experts)
         self._moved.append(key)
+        self._absent[layer, expert] = 0
         value = self._value[layer, expert]
         if value <= self._lowest[layer]:
             self._lowest[layer] = value
@@ -76,6 +78,7 @@ class LazyOrder:
         if evicted >= 0:
             self._moved.append(evicted)
             layer, expert = divmod(evicted, self._num_experts)
+            self._absent[layer, expert] = np.inf
             if self._least[layer] == expert:
                 self._least_seen[layer] = _NEVER
 
@@ -118,7 +121,7 @@ class LazyOrder:
         """
         if self._stale:
             self._look_at_all()
-        bounds, lowest = self._lowest.copy(), np.float32(np.inf)
+        bounds, lowest, order, asked = self._lowest.copy(), np.float32(np.inf), self._order, self.asked
         layers: list[int] = []
         while True:
             layer = int(bounds.argmin())
@@ -126,7 +129,8 @@ class LazyOrder:
             if bound > lowest or bound == np.inf or bound * gain >= worth:
                 break
             bounds[layer] = np.inf
-            value = self._lowest_free_of(layer)
+            known = self._least_seen[layer] == asked and order[self._slot_of[layer, self._least[layer]]] != KEPT
+            value = self._lowest[layer] if known else self._lowest_free_of(layer)
             if value < lowest:
                 lowest, layers = value, [layer]
             elif value == lowest < np.inf:
@@ -139,7 +143,7 @@ class LazyOrder:
     def _lowest_free_of(self, layer: int) -> np.float32:
         order, slots_E = self._order, self._slot_of[layer]
         if self._least_seen[layer] != self.asked:
-            held_E = np.where(slots_E >= 0, self.values(layer), np.inf)
+            held_E = self.values(layer) + self._absent[layer]
             least = int(held_E.argmin())
             self._lowest[layer] = held_E[least]
             self._least[layer], self._least_seen[layer] = least, self.asked
@@ -164,7 +168,7 @@ class LazyOrder:
         experts_L = open_LE.argmax(1)
         self._highest = open_LE[every, experts_L]
         self._wanted, self._wanted_seen = experts_L.tolist(), [self.asked] * layers
-        held_LE = np.where(self._slot_of >= 0, self._value, np.inf)
+        held_LE = self._value + self._absent
         experts_L = held_LE.argmin(1)
         self._lowest = held_LE[every, experts_L]
         self._least, self._least_seen = experts_L.tolist(), [self.asked] * layers

@@ -9,6 +9,8 @@ discounting and over expected distance, in hits and in time.
 Axes: H steps of the horizon, L MoE layers, E experts.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 
@@ -30,7 +32,7 @@ def inverse_distances(steps: int, num_layers: int) -> Float[np.ndarray, "D"]:
 
 
 def values(
-    first: Float[np.ndarray, "H *layers E"],
+    first: Sequence[Float[np.ndarray, "*layers E"]],
     never: Float[np.ndarray, "*layers E"],
     frequency: Float[np.ndarray, "*layers E"],
     ahead: "int | np.ndarray",
@@ -40,7 +42,8 @@ def values(
     """The value of every expert of one layer, [E], or of all, [L, E].
 
     Args:
-      first, never: as `first_uses` gives them; of a layer that has run in this step, from the next step on.
+      first, never: as `first_uses` gives them, `first` an array or a list of H; of a layer that has run in this step,
+        from the next step on.
       frequency: float32, how often the expert is used per step.
       ahead: how many layers the layer is ahead of the one that asked last, negative behind it: a number, or int [L, 1].
       inverse: of `inverse_distances`.
@@ -51,7 +54,7 @@ def values(
     value = never * frequency
     value /= wait
     for h in range(1 if isinstance(ahead, int) and ahead <= 0 else 0, len(first)):
-        value += first[h] * inverse[(h + 1) * num_layers + ahead]
+        value += np.multiply(first[h], inverse[(h + 1) * num_layers + ahead], out=wait)
     return value
 
 
