@@ -7,12 +7,21 @@ import ml_collections
 
 
 def grid(
-    policies, schedulers=("fifo",), miss_policies=("wait",), cache_fractions=(), memory_budgets=(), expert_dtypes=("",)
+    policies,
+    schedulers=("fifo",),
+    miss_policies=("wait",),
+    cache_fractions=(),
+    memory_budgets=(),
+    expert_dtypes=("",),
+    tasks=(),
 ):
     """One group of cells: every combination of its values. Sizes are slots / experts, or budgets in bytes; an empty
-    expert dtype is the model's own, "int8" and "int4" are quantised experts beside it."""
+    expert dtype is the model's own, "int8" and "int4" are quantised experts beside it. Without tasks
+    of its own a grid has the config's."""
+    named = {"tasks": tuple(tasks)} if tasks else {}
     return ml_collections.ConfigDict(
         {
+            **named,
             "policies": tuple(policies),
             "schedulers": tuple(schedulers),
             "miss_policies": tuple(miss_policies),

@@ -127,7 +127,7 @@ class Layers:
 
     def _moe_layer(self, layer: int, moe_layer: int, passages: Sequence[_Passage], sample: bool) -> int:
         routed = self._route(layer, moe_layer, passages)
-        counts_E = sum(r.rows.counts for r in routed).astype(np.int32)
+        counts_E = np.sum([r.rows.counts for r in routed], axis=0).astype(np.int32)
         quantized_E = None if self.miss_policy.lossless else self._resolve(moe_layer, routed, counts_E)
         for r in routed:
             r.out = self.stages.empty_output(r.rows.order.size // r.chosen.shape[-1], r.chosen.shape[-1])

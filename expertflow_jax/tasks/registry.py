@@ -7,12 +7,14 @@ from typing import Any
 from expertflow_jax import names
 from expertflow_jax.errors import InputError
 from expertflow_jax.tasks.base import Task
+from expertflow_jax.tasks.blind import BlindMMBench, BlindVqaV2
 from expertflow_jax.tasks.multiple_choice import BENCHMARKS
 from expertflow_jax.tasks.short_answers import GQA, Pope, TextVQA
 from expertflow_jax.tasks.text import Prompts, Text
 from expertflow_jax.tasks.vqa_v2 import VqaV2
 
-TASKS: dict[str, Any] = {task.name: task for task in (VqaV2, *BENCHMARKS, Pope, TextVQA, GQA, Text, Prompts)}
+_CLASSES = (VqaV2, *BENCHMARKS, Pope, TextVQA, GQA, Text, Prompts, BlindVqaV2, BlindMMBench)
+TASKS: dict[str, Any] = {task.name: task for task in _CLASSES}
 _METHODS = ("examples", "score", "aggregate")
 
 

@@ -78,14 +78,12 @@ class MissPolicy:
     Attributes:
       name: as in configs and results.
       lossless: whether outputs equal the resident run's bit for bit.
-      copies: "int8" or "int4" if misses may be served from quantised copies of the experts; "": there are none.
       fetches_dropped: experts that were done without travel later, when the link is free, so that the cache adapts.
       phase, tokens, layers: where losses are allowed, of `PHASES`, `TOKENS` and `LAYERS`; elsewhere compute waits.
     """
 
     name = ""
     lossless = False
-    copies = ""
     fetches_dropped = True
     phase = "both"
     tokens = "both"
@@ -99,6 +97,11 @@ class MissPolicy:
         self.phase = find(f"miss policy {self.name}: phase", phase, PHASES)
         self.tokens = find(f"miss policy {self.name}: tokens", tokens, TOKENS)
         self.layers = find(f"miss policy {self.name}: layers", layers, LAYERS)
+
+    @property
+    def copies(self) -> str:
+        """ "int8" or "int4" if misses may be served from quantised copies of the experts; "": there are none."""
+        return ""
 
     @property
     def options(self) -> str:

@@ -51,7 +51,7 @@ class LowPrecision(MissPolicy):
 
     @property
     def copies(self) -> str:
-        """In which form the copies are."""
+        """By `bits`."""
         return _DTYPES[self.bits]
 
     def decide(self, step: LayerStep) -> Decision:

@@ -17,6 +17,7 @@ from expertflow_jax.studies.accuracy.claims import (
     resolutions,
     verdicts,
 )
+from expertflow_jax.studies.accuracy.frontier import frontier
 from expertflow_jax.studies.accuracy.performance import SUBJECT, hit_rates, schedulers, speed, speed_ups, verdict
 from expertflow_jax.studies.accuracy.statistics import NoiseFloor, noise_floor
 from expertflow_jax.studies.accuracy.tables import MISSING, percent, points
@@ -33,6 +34,7 @@ def findings(rows: Sequence[CellRow]) -> list[Block]:
         ("Does it keep the right experts?", hit_rates),
         ("Does regrouping sequences help?", schedulers),
         ("What do losses cost, and buy?", _lossy),
+        ("What speed can be had within the margin?", frontier),
         ("What these numbers do not support", _limits),
     ]
     blocks: list[Block] = []

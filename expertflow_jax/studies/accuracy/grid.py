@@ -78,6 +78,7 @@ _AXES = (
     Axis("expert_dtypes", lambda where, dtype: dtype and one_of(BITS)(where, dtype), ("",)),  # "": the model's own
 )
 _FRACTIONS = Axis("cache_fractions", number(0.0, 1.0, above=True, unit="it is slots / experts"), ())
+_TASKS = Axis("tasks", made_by(task_class), ())  # of one grid alone; the config's by default
 _BUDGETS = Axis("memory_budgets", lambda _, budget: str(budget), ())
 
 
@@ -90,13 +91,13 @@ def cells(config: ml_collections.ConfigDict) -> list[Cell]:
     """
     named: dict[Cell, None] = {}
     tasks, seeds = values("config key ", config, _CONFIG_AXES)
-    for where, grid in grids(config, [a.key for a in (*_AXES, _FRACTIONS, _BUDGETS)], "configs/quickstart.py"):
-        fractions, budgets = values(where, grid, (_FRACTIONS, _BUDGETS))
+    for where, grid in grids(config, [a.key for a in (*_AXES, _FRACTIONS, _BUDGETS, _TASKS)], "configs/quickstart.py"):
+        fractions, budgets, grid_tasks = values(where, grid, (_FRACTIONS, _BUDGETS, _TASKS))
         sizes = [(fraction, None) for fraction in fractions] + [(None, budget) for budget in budgets]
         if not sizes:
             raise InputError(f"{where}: name cache_fractions or memory_budgets")
         schedulers, policies, miss_policies, dtypes = values(where, grid, _AXES)
-        points = itertools.product(tasks, schedulers, policies, miss_policies, sizes, dtypes, seeds)
+        points = itertools.product(grid_tasks or tasks, schedulers, policies, miss_policies, sizes, dtypes, seeds)
         for task, scheduler, policy, miss_policy, (fraction, budget), dtype, seed in points:
             cell = Cell(task, policy, scheduler, miss_policy, fraction, budget, seed, dtype or None)
             named[cell.resident if cell.variant.whole else cell] = None

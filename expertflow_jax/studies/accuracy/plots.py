@@ -17,12 +17,14 @@ from matplotlib.lines import Line2D
 from expertflow_jax.files import make_folder, whole_file
 from expertflow_jax.harness.looks import LINES, ordered, policy_look, scheduler_look
 from expertflow_jax.harness.rows import CellRow
+from expertflow_jax.studies.accuracy.frontier_plot import draw_frontier
 from expertflow_jax.studies.accuracy.groups import GroupScores, draw_groups
 from expertflow_jax.studies.accuracy.statistics import noise_floor
 from expertflow_jax.studies.accuracy.tables import Comparisons, in_order
 from expertflow_jax.studies.accuracy.wording import margin
 
 _MIB = 1 << 20
+_MOST_PANELS = 4
 _RULES: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.right": False,
@@ -237,6 +239,8 @@ def _trade(rows: Sequence[CellRow]) -> Figure | None:
     if not drawn:
         return None
     losses = ordered(row.losses for row in drawn)
+    if len(losses) > _MOST_PANELS:  # the frontier shows them in one picture
+        return None
     looks = {name: policy_look(name) for name in ordered(row.policy for row in drawn)}
     figure = Figure(figsize=(4.6 * len(losses) + 1.4, 4.9), layout="constrained")
     axes = figure.subplots(1, len(losses), sharey=True, sharex=True, squeeze=False)[0]
@@ -281,5 +285,11 @@ _PLOTS: tuple[tuple[str, Callable[[Sequence[CellRow]], Figure | None], str], ...
         _trade,
         "what losses cost in accuracy, and buy in speed over waiting with the same policy, scheduler and size. "
         "Intervals are each cell's own, not adjusted; within the margin a difference counts as no impact.",
+    ),
+    (
+        "frontier",
+        draw_frontier,
+        "accuracy against speed over waiting with the same cache policy and size. The star is waiting; ways that "
+        "another one beats in both on this task are faint, naive ones and controls hollow; the band is the margin.",
     ),
 )

@@ -68,10 +68,10 @@ Questions = dict[str, tuple[Task, list[Example]]]
 """By the task's name in the config."""
 
 
-def ask(config: ml_collections.ConfigDict, workdir: Path) -> Questions:
+def ask(config: ml_collections.ConfigDict, workdir: Path, todo: Sequence[Cell]) -> Questions:
     """Writes or reads the benchmarks' questions."""
     asked = {}
-    for name in config.tasks:
+    for name in dict.fromkeys((*config.tasks, *(cell.task for cell in todo))):
         task = study_data.open_task(config, name, workdir)
         asked[name] = task, study_data.read(task, config.num_examples)
     return asked
@@ -111,7 +111,7 @@ def prepare(config: ml_collections.ConfigDict, asked: Questions, todo: Sequence[
 def plan(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Prints what the study would run and the memory that each size needs; writes no results."""
     todo = check(config)
-    setting = prepare(config, ask(config, workdir), todo)
+    setting = prepare(config, ask(config, workdir, todo), todo)
     console = _console()
     console.print(
         f"model {setting.model.name}: {setting.model.store.num_layers} MoE layers of "
@@ -150,7 +150,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
     plain: dict[str, Any] = json.loads(config.to_json_best_effort())
     console = _console()
     with ResultWriter(workdir, plain, describe_environment(config.seeds[0])) as writer:
-        asked = ask(config, workdir)
+        asked = ask(config, workdir, todo)
         claim_inputs(writer, _inputs(config, asked))
         setting = prepare(config, asked, todo)
         for cell in todo:
