@@ -3,12 +3,20 @@
 A loss of accuracy weighs differently where most of the score needs no image, so a study shows this row beside its own.
 """
 
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from expertflow_jax.tasks.base import Example
 from expertflow_jax.tasks.multiple_choice import MMBench
-from expertflow_jax.tasks.questions import Question
 from expertflow_jax.tasks.vqa_v2 import VqaV2
+
+
+def _blacked_out(examples: Sequence[Example]) -> list[Example]:
+    return [dataclasses.replace(e, image=None if e.image is None else np.zeros_like(e.image)) for e in examples]
 
 
 class BlindVqaV2(VqaV2):
@@ -16,8 +24,15 @@ class BlindVqaV2(VqaV2):
 
     name = "vqa_v2_blind"
 
-    def _example(self, question: Question, image: np.ndarray) -> Example:
-        return super()._example(question, np.zeros_like(image))
+    def __init__(self, data_dir: Path, split: str, **options: Any):
+        super().__init__(data_dir, split, **options)
+        self._seeing = VqaV2(data_dir, split, **options)
+
+    def inputs(self) -> list[Path]:
+        return self._seeing.inputs()
+
+    def examples(self, limit: int | None = None) -> list[Example]:
+        return _blacked_out(self._seeing.examples(limit))
 
 
 class BlindMMBench(MMBench):
@@ -25,5 +40,12 @@ class BlindMMBench(MMBench):
 
     name = "mmbench_blind"
 
-    def _example(self, question: Question, image: np.ndarray) -> Example:
-        return super()._example(question, np.zeros_like(image))
+    def __init__(self, data_dir: Path, split: str, **options: Any):
+        super().__init__(data_dir, split, **options)
+        self._seeing = MMBench(data_dir, split, **options)
+
+    def inputs(self) -> list[Path]:
+        return self._seeing.inputs()
+
+    def examples(self, limit: int | None = None) -> list[Example]:
+        return _blacked_out(self._seeing.examples(limit))
