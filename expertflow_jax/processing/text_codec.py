@@ -1,12 +1,12 @@
-"""Text to token ids and back, in bounded time: a tokenizer.json may bring regular expressions of its own, and such may
-take exponential time on some texts.
+"""Text to token ids and back, in bounded time and memory: a tokenizer.json may bring regular expressions of its own,
+which take exponential time on some texts, or steps that make a text a million times as long.
 
-Those of published models are known and run in this process. With any other the whole tokenizer runs in a process
+The steps of published models are known and run in this process. With any other the whole tokenizer runs in a process
 apart, under limits of memory and time; ids and texts are the same.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,14 @@ FAMILIAR = frozenset(
         r"\s+",
     }
 )
+HARMLESS = frozenset(  # steps that take linear time and leave a text about as long
+    [
+        *("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "BertNormalizer", "Nmt"),
+        *("ByteLevel", "Metaspace", "Whitespace", "WhitespaceSplit", "BertPreTokenizer", "Digits", "Punctuation"),
+        *("UnicodeScripts", "CharDelimiterSplit", "ByteFallback", "Fuse", "WordPiece", "BPEDecoder", "CTC"),
+    ]
+)
+MOST_STEPS = 10  # at most double the text each
 TOKENIZERS = Apart("tokenizer_worker.py", MEMORY, SECONDS)
 
 
@@ -42,7 +50,7 @@ class TextCodec:
     """The tokenizer of one tokenizer.json.
 
     Attributes:
-      vocabulary: knows tokens and ids; it reads no text where the expressions are not familiar.
+      vocabulary: knows tokens and ids; it reads no text where the steps are not familiar.
       pad_token: of the file's padding, None without.
     """
 
@@ -50,7 +58,7 @@ class TextCodec:
         """Raises InputError if the file is damaged."""
         self._file = file
         values = read_json(file, FILE_BYTES)
-        self._apart = not FAMILIAR.issuperset(_expressions(values))
+        self._apart = not all(_is_familiar(values.get(key)) for key in ("normalizer", "pre_tokenizer", "decoder"))
         if self._apart:
             values |= {"normalizer": None, "pre_tokenizer": None, "decoder": None}
         try:
@@ -90,8 +98,8 @@ class TextCodec:
             )
         except Refusal as error:
             raise InputError(
-                f"{self._file}: the tokenizer, which has regular expressions of its own, cannot read the text "
-                f"({one_line(error)}); change either"
+                f"{self._file}: the tokenizer, whose steps are unusual, cannot read the text ({one_line(error)}); "
+                "change either"
             ) from error
 
 
@@ -108,14 +116,29 @@ def _as_input_error(error: BaseException, message: str) -> BaseException:
     return error
 
 
-def _expressions(values: Any) -> Iterator[str]:
-    """Every regular expression in a tokenizer.json."""
-    steps = [values.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")]
+def _is_familiar(step: Any) -> bool:
+    """Whether a normalizer, pre-tokenizer or decoder, or all of a sequence, is harmless on any text."""
+    steps, count = [step] if step is not None else [], 0
     while steps:
-        step = steps.pop()
-        if isinstance(step, dict):
-            if isinstance(step.get("Regex"), str):
-                yield step["Regex"]
-            steps += step.values()
-        elif isinstance(step, list):
-            steps += step
+        step, count = steps.pop(), count + 1
+        if not isinstance(step, dict) or count > MOST_STEPS:
+            return False
+        if step.get("type") == "Sequence":
+            parts = [step.get(key) for key in ("normalizers", "pretokenizers", "decoders") if key in step]
+            if len(parts) != 1 or not isinstance(parts[0], list):
+                return False
+            steps += parts[0]
+        elif step.get("type") in ("Replace", "Split", "Prepend"):
+            if not _is_familiar_pattern(step.get("pattern"), step.get("content", step.get("prepend", ""))):
+                return False
+        elif step.get("type") not in HARMLESS:
+            return False
+    return True
+
+
+def _is_familiar_pattern(pattern: Any, content: Any) -> bool:
+    """Whether matches are found soon, and what stands in their place is not longer."""
+    text = pattern.get("String") if isinstance(pattern, dict) else None
+    known = isinstance(pattern, dict) and pattern.get("Regex") in FAMILIAR
+    longest = len(text) if isinstance(text, str) else 1 if known or pattern is None else -1
+    return isinstance(content, str) and text != "" and len(content) <= longest

@@ -37,9 +37,11 @@ def load_tokenizer(path: Path) -> tuple[TextCodec, dict[str, str]]:
     by_id, roles, extras = _named_tokens(path, settings, added)
     known = {str(token) for token in [*added.values(), *by_id.values()]}
     tokens: list[str | AddedToken] = [by_id[i] for i in sorted(by_id)]
+    forms = {repr(token) for token in tokens}
     for token in [*roles.values(), *extras]:
-        if str(token) not in known and repr(token) not in map(repr, tokens):  # other flags replace the earlier ones
+        if str(token) not in known and repr(token) not in forms:  # other flags replace the earlier ones
             tokens.append(token)
+            forms.add(repr(token))
     names = {str(token) for token in roles.values()}
     flagged = [AddedToken(token, special=True) if isinstance(token, str) else token for token in tokens]
     for token in flagged:

@@ -210,3 +210,45 @@ def test_an_expression_without_end_is_ended(tmp_path, monkeypatch, step, text):
 def test_dropout_is_for_training(tmp_path):
     model = json.loads((GOLDENS / "tokenizer.json").read_text())["model"]
     assert ids(changed(tmp_path, tokenizer={"model": model | {"dropout": 0.9}}), QUESTION) == ids(GOLDENS, QUESTION)
+
+
+def test_many_extra_tokens_are_read_soon(tmp_path):
+    many = [f"<{i}>" for i in range(20_000)]
+    assert ids(changed(tmp_path, {"extra_special_tokens": many}), "<7>") == [327]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"type": "Replace", "pattern": {"String": "l"}, "content": "l" * 1000},
+        {"type": "Replace", "pattern": {"String": ""}, "content": "aaaa"},
+        {"type": "Prepend", "prepend": "x" * 1_000_000},
+        {"type": "ByteLevel"},
+    ],
+)
+def test_a_text_that_grows_without_end_is_ended(tmp_path, monkeypatch, step):
+    monkeypatch.setattr(text_codec, "TOKENIZERS", Apart("tokenizer_worker.py", MEMORY // 4, 2))
+    steps = {"normalizer": {"type": "Sequence", "normalizers": [step] * 40}}
+    processor = Processor.from_directory(changed(tmp_path, tokenizer=steps))
+    with pytest.raises(InputError, match=r"tokenizer\.json.*cannot read the text") as caught:
+        processor.encode("hello é")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_steps_of_published_tokenizers_run_in_this_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_codec, "TOKENIZERS", None)
+    qwen = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    split = {"type": "Split", "pattern": {"Regex": qwen}, "behavior": "Isolated", "invert": False}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    model = changed(tmp_path, tokenizer={"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]}})
+    assert len(ids(model, QUESTION))
+    mistral = {
+        "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        ]
+    }
+    assert len(ids(changed(tmp_path / "other", tokenizer={"normalizer": {"type": "Sequence"} | mistral}), QUESTION))
