@@ -65,6 +65,10 @@ def answer_on_screen(config: ml_collections.ConfigDict, prompt: str | None, imag
     )
 
 
+# What a terminal would obey rather than show: cursor moves, titles, colours. A file or a pipe gets the text as it is.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
 class Screen:
     """Writes what is new of a growing text, and notes when."""
 
@@ -74,7 +78,8 @@ class Screen:
 
     def show(self, number: int, text: str) -> None:
         """Writes what `text`, which begins with the text before it, adds."""
-        sys.stdout.write(text[len(self._text) :])
+        new = text[len(self._text) :]
+        sys.stdout.write(new.translate(_CONTROLS) if sys.stdout.isatty() else new)
         sys.stdout.flush()
         self._text = text
         self._moments.append(time.perf_counter())

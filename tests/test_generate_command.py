@@ -15,7 +15,7 @@ from scripted_model import (
 )
 
 from eval import generate
-from expertflow_jax import OffloadedModel, cli
+from expertflow_jax import OffloadedModel, cli, terminal
 
 CONFIG = Path(__file__).parents[1] / "configs/generate.py"
 
@@ -68,6 +68,19 @@ def test_the_screen_shows_the_answer(monkeypatch, folders, model, options, answe
 @pytest.mark.parametrize(("encoding", "answer"), [("ascii", "???"), ("latin-1", "?\u00e9?")])
 def test_what_an_output_cannot_show_is_replaced(monkeypatch, folders, encoding, answer):
     assert shown(monkeypatch, folders / "characters", encoding=encoding) == answer
+
+
+def test_a_terminal_does_not_obey_the_answer(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for screen, expected in ((Terminal(), "a\\x1b[2J\\x0d\n\té"), (io.StringIO(), "a\x1b[2J\r\n\té")):
+        monkeypatch.setattr(sys, "stdout", screen)
+        shown_part = terminal.Screen()
+        shown_part.show(0, "a\x1b[2J")
+        shown_part.show(0, "a\x1b[2J\r\n\té")
+        assert screen.getvalue() == expected
 
 
 def test_nobody_reads_the_output(monkeypatch, capfd, tmp_path):

@@ -246,6 +246,7 @@ class TensorFiles:
         except OSError as error:  # a name that no file can have
             raise InputError(f"{self._directory / INDEX}: names {brief(file)}: {error.strerror}") from error
         if not there:
-            raise InputError(f"{path}: no such file{explain(self._directory)}")
+            remedy = explain(self._directory) if file == SINGLE else f"; {INDEX} names it: download it too"
+            raise InputError(f"{path}: no such file{remedy}")
         self._shards[file] = _Shard(path)
         return self._shards[file]

@@ -46,7 +46,10 @@ def read_config(path: Path) -> ModelConfig:
             f"{file}: transformers_weights names the file of the weights, which is not supported; remove the key and "
             f"call the file {SINGLE}"
         )
-    return FAMILIES[kind].config.from_hf(values)
+    try:
+        return FAMILIES[kind].config.from_hf(values)
+    except InputError as error:  # which knows no more than the file's name
+        raise InputError(f"{path}/{error}" if str(error).startswith("config.json") else str(error)) from error
 
 
 def loaded_config(path: Path) -> ModelConfig:

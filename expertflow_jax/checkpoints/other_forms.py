@@ -10,6 +10,7 @@ _FORMS = (  # the first that fits: pattern, what it is, remedy
     ("predictor_config.json", "a routing path predictor", "name it as the predictor, and its model as the model"),
     ("*.gguf", "weights as GGUF", "name a folder with the safetensors that they were made from"),
     ("consolidated*.safetensors", "weights in their maker's own form", "download model*.safetensors too"),
+    ("model-*-of-*.safetensors", "shards without an index", "download model.safetensors.index.json too"),
     ("pytorch_model*.bin", "pickled weights, which could run programs and are not read", _CONVERT),
     ("*.pt", "pickled weights, which could run programs and are not read", _CONVERT),
     ("*.pth", "pickled weights, which could run programs and are not read", _CONVERT),

@@ -34,7 +34,10 @@ def real_number(name: str, value: Any, wanted: str) -> float:
     Raises:
       InputError: naming `name`.
     """
-    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    try:
+        number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # an integer beyond any float
+        number = math.nan
     if not math.isfinite(number):
         raise InputError(f"{name}: {_short(value)} should be {wanted}")
     return number

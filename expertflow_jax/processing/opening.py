@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from expertflow_jax.errors import InputError
+from expertflow_jax.errors import InputError, brief
 from expertflow_jax.processing.content import image_source
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -37,7 +37,7 @@ def open_image(source: Any) -> Image.Image:
     """
     source = image_source(source) if isinstance(source, str) else source
     if isinstance(source, str | Path | bytes):
-        name = "of a data: URL" if isinstance(source, bytes) else source
+        name = "of a data: URL" if isinstance(source, bytes) else brief(str(source), 300)
         return _readable(name, lambda: _upright(source))
     if isinstance(source, Image.Image):
         return _readable(getattr(source, "filename", "") or "given", lambda: _on_white(source))

@@ -27,6 +27,7 @@ CONFIG = {
         ("predictor_config.json", "predictor"),
         ("consolidated.safetensors", r"maker's own form.*download model"),
         ("tf_model.h5", "TensorFlow"),
+        ("model-00001-of-00002.safetensors", r"shards without an index.*index\.json too"),
         ("checkpoint-100/config.json", r"checkpoints \(checkpoint-100/config\.json\): name one of these"),
         ("README.md", "name a folder with config.json"),
         ("", "the folder is empty"),

@@ -5,6 +5,7 @@ import pytest
 from scripted_model import byte_level_ids, write_byte_level_tokenizer, write_scripted_model
 
 from expertflow_jax import InputError, OffloadedModel
+from expertflow_jax.inference.arguments import real_number
 from expertflow_jax.inference.sampling import Sampler
 
 RNG = np.random.default_rng(0)
@@ -50,6 +51,13 @@ def test_samples_follow_the_probabilities():
     logits = np.log(np.array([[0.5, 0.3, 0.2]], np.float32))
     draws = Sampler(temperature=1.0).choose(np.repeat(logits, 4000, axis=0), 0)
     np.testing.assert_allclose(np.bincount(draws) / 4000, [0.5, 0.3, 0.2], atol=0.03)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf"), "1", None, True, [1.0], 1j])
+def test_what_is_no_number_is_one_line(value):
+    with pytest.raises(InputError, match=r"temperature: .* should be 0 or more") as caught:
+        real_number("temperature", value, "0 or more")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("temperature", [0, 0.0, 5e-324, 1e-310, 1e-39, 1e-30, np.float32(1e-44)])
