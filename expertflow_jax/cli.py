@@ -24,7 +24,7 @@ from ml_collections import config_flags
 
 from expertflow_jax import compilation_cache, interrupts
 from expertflow_jax.errors import InputError, brief
-from expertflow_jax.files import is_write_error, write_error
+from expertflow_jax.files import refused_write, write_error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,18 +211,15 @@ def run_command(
             return 141  # as a shell shows what SIGPIPE ends
         traceback.print_exc()
         return 1
-    except OSError as error:
-        if is_write_error(error):  # of a library that writes files itself
-            return _refuse(write_error(error.filename or "a file", error))
-        traceback.print_exc()
-        return 1
     except interrupts.Terminated:
         print("terminated; rerun the same command to resume", file=sys.stderr)
         return 143
     except KeyboardInterrupt:
         print("interrupted; rerun the same command to resume", file=sys.stderr)
         return 130
-    except Exception:
+    except Exception as error:
+        if (reason := refused_write(error)) is not None:  # of a library that writes files itself
+            return _refuse(write_error(reason.filename or "a file", reason))
         traceback.print_exc()
         return 1
     return 0

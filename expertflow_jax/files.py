@@ -32,9 +32,13 @@ def write_error(path: Path | str, error: OSError) -> InputError:
     return InputError(f"{path}: cannot be written ({reason}); {_REMEDIES.get(error.errno or 0, _OTHER_REMEDY)}")
 
 
-def is_write_error(error: OSError) -> bool:
-    """Whether the machine refused to write, rather than the program asking for something senseless."""
-    return error.errno in _REMEDIES
+def refused_write(error: Exception) -> OSError | None:
+    """Why the machine refused to write, if that is what the error is about rather than something senseless that the
+    program asked for; of the machine's own errors some libraries keep no more than the text."""
+    if isinstance(error, OSError):
+        return error if error.errno in _REMEDIES else None
+    reasons = {code: os.strerror(code) for code in _REMEDIES}
+    return next((OSError(code, text) for code, text in reasons.items() if text in str(error)), None)
 
 
 @contextlib.contextmanager

@@ -192,3 +192,13 @@ def test_an_impossible_workdir_is_one_line_and_exit_2(config_file: str, tmp_path
     (tmp_path / "file").write_text("")
     assert run([f"--config={config_file}", f"--workdir={place.format(tmp=tmp_path)}"], opens) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line_also_where_a_library_keeps_only_the_text(config_file: str, tmp_path: Path, capsys):
+    def write(invocation):
+        raise RuntimeError(f"Failed to finalize: write() failed: {os.strerror(28)}; at byte 7")
+
+    assert run([f"--config={config_file}", f"--workdir={tmp_path}"], write) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "No space left on device); free some space" in error

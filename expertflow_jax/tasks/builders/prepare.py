@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.files import read_whole, write_atomically, write_error
+from expertflow_jax.files import read_whole, refused_write, write_atomically, write_error
 from expertflow_jax.tasks.builders.digests import Digests
 from expertflow_jax.tasks.builders.questions import QuestionsBuilder, question_of
 from expertflow_jax.tasks.questions import Question
@@ -116,8 +116,10 @@ def _prepare(benchmark: Benchmark, questions: list[Question], folder: Path, inpu
 
         try:
             _builder(benchmark, folder, questions=questions, images=images).download_and_prepare()
-        except OSError as error:
-            raise write_error(folder, error) from error
+        except (OSError, RuntimeError) as error:
+            if (reason := refused_write(error)) is None:
+                raise
+            raise write_error(folder, reason) from error
     write_atomically(folder / IMAGES, json.dumps(_image_digests(benchmark, names, inputs)))
     write_atomically(folder / SEAL, Digests(None).together(_files(folder)))
 
