@@ -20,6 +20,8 @@ def get_config() -> ml_collections.ConfigDict:
         ("resident", "on_demand", "cache_moe", "expertflow", "oracle"), cache_fractions=FRACTIONS
     )
     config.grids.literature = grid(("class_lru", "lfu", "speculative", "moe_infinity"), cache_fractions=(0.25, 0.5))
-    config.grids.rings = grid(("se_moe", "pregated_forecast"), cache_fractions=(0.5,))  # se_moe: two layers at least
+    config.grids.rings = grid(
+        ("se_moe", "pregated", "pregated_forecast"), cache_fractions=(0.5,)
+    )  # two layers at least
     config.grids.schedulers = grid(("expertflow",), ("random", "kmeans", "greedy"), cache_fractions=FRACTIONS)
     return config

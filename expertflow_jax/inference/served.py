@@ -16,10 +16,12 @@ import numpy as np
 from expertflow_jax.errors import InputError
 from expertflow_jax.inference.forecasting import Forecaster, NoForecast, PredictedForecast, TrueForecast
 from expertflow_jax.inference.loading import LoadedModel, with_expert_dtype
+from expertflow_jax.inference.pregated import with_gates
 from expertflow_jax.inference.session import InferenceSession
 from expertflow_jax.offload.clock import Clock
 from expertflow_jax.offload.link import LinkSpec
 from expertflow_jax.offload.misses import MissPolicy, make_miss_policy
+from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.offload.variant import Variant, new_engine
 from expertflow_jax.predictor import Predictor
 from expertflow_jax.simulation.costs import ComputeCosts
@@ -64,17 +66,18 @@ def open_session(
       copies: the model with quantised experts, for a miss policy that runs such; None: made here if it is needed.
 
     Raises:
-      InputError: fewer slots than the policy needs, an unknown link or miss policy, or one that runs quantised copies
-        of a model that cannot have them.
+      InputError: fewer slots than the policy needs, an unknown link or miss policy, one that runs quantised copies of a
+        model that cannot have them, or pre-gates that are not there.
     """
     misses = make_miss_policy(miss_policy)
     if misses.copies and copies is None:
         copies = quantized_copies(model, misses)
+    stages = with_gates(model.stages if stages is None else stages, make_policy(variant.policy), model)
     engine = new_engine(model.store, variant, slots, link, clock, disk, None if copies is None else copies.store)
     if concern := engine.policy.concern(model.stages.config.text.num_experts_per_tok):
         _LOG.warning(concern)
     return InferenceSession(
-        model.stages if stages is None else stages,
+        stages,
         engine,
         misses,
         costs,

@@ -60,7 +60,7 @@ def answer(model, prompts, policy, slots, *, miss="wait", truth=None, clock=None
 @settings(max_examples=10, deadline=None)
 @given(
     model=st.sampled_from(sorted(MODELS)),
-    policy=st.sampled_from(sorted(set(POLICIES) - {"resident"})),
+    policy=st.sampled_from([name for name, policy in POLICIES.items() if policy.lossless and name != "resident"]),
     count=st.sampled_from([1, 4]),
     fraction=st.floats(0.01, 1.0),
     seed=st.integers(0, 50),

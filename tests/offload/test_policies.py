@@ -157,8 +157,8 @@ def test_without_a_horizon_expertflow_lives_on_frequencies():
 
 def test_names_are_looked_up_with_a_suggestion():
     assert list(POLICIES) == [
-        *("resident", "on_demand", "cache_moe", "class_lru", "lfu", "speculative", "se_moe", "pregated_forecast"),
-        *("moe_infinity", "expertflow", "oracle"),
+        *("resident", "on_demand", "cache_moe", "class_lru", "lfu", "speculative", "se_moe"),
+        *("pregated", "pregated_forecast", "moe_infinity", "expertflow", "oracle"),
     ]
     for name in POLICIES:
         assert make_policy(name).name == name

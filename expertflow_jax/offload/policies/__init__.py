@@ -11,6 +11,7 @@ from expertflow_jax.offload.policies.lfu import LFU
 from expertflow_jax.offload.policies.moe_infinity import MoEInfinity
 from expertflow_jax.offload.policies.on_demand import OnDemand
 from expertflow_jax.offload.policies.oracle import Oracle
+from expertflow_jax.offload.policies.pregated import Pregated
 from expertflow_jax.offload.policies.pregated_forecast import PregatedForecast
 from expertflow_jax.offload.policies.resident import Resident
 from expertflow_jax.offload.policies.se_moe import SEMoE
@@ -19,7 +20,7 @@ from expertflow_jax.offload.policies.speculative import Speculative
 POLICIES: dict[str, type[CachePolicy]] = {
     policy.name: policy
     for policy in (
-        *(Resident, OnDemand, CacheMoE, ClassLRU, LFU, Speculative, SEMoE, PregatedForecast, MoEInfinity),
+        *(Resident, OnDemand, CacheMoE, ClassLRU, LFU, Speculative, SEMoE, Pregated, PregatedForecast, MoEInfinity),
         *(ExpertFlow, Oracle),
     )
 }

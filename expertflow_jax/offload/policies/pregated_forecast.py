@@ -6,7 +6,8 @@ moves every expert that it uses. The first layer has no gate before it: its expe
 fetches nothing ahead. (ranggihwang/Pregated_MoE at 6b0a666, fetcher.cc and moe_kernels.cu.)
 In the paper the pre-gate *replaces* the router of layer l + 1, which changes the model. Here the router stays and the
 gate only says what travels: a wrong guess costs time, never an answer.
-Liberties: the gate is the next layer's own router on the hidden state at hand, as in `speculative`. Each buffer is half
+Liberties: the gates are distilled from the routers (`train.pregate`); for a model without such, the next layer's own
+router on the hidden state at hand stands for them, as in `speculative`. Each buffer is half
 of the slots, at most E of them, where the paper's has room for all E experts; what does not fit comes when its layer
 asks.
 """
@@ -24,6 +25,13 @@ class PregatedForecast(CachePolicy):
     name = "pregated_forecast"
     prefetches = True
     forecast = "hidden"
+
+    def __init__(self, gates: str = ""):
+        """
+        Args:
+          gates: folder or name of the model's pre-gates; empty: those that come with it.
+        """
+        self.gates = gates
 
     def attach(self, slots: SlotPool) -> None:
         super().attach(slots)
