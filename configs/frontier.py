@@ -14,6 +14,7 @@ FRACTIONS = (0.25, 0.5)
 CAREFUL = (
     "drop_weak(below=1, phase='both')",
     "drop_light(mass=0.02)",
+    "cache_prior(strength=0.1, top_j=0)",
     "cache_prior(strength=0.2, top_j=0)",
     "low_precision(bits=8, t1=-1, t2=1)",
     "low_precision(bits=4, t1=-1, t2=0.6)",

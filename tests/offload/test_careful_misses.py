@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from expertflow_jax.errors import InputError
 from expertflow_jax.offload.misses import MISS_POLICIES, LayerStep, make_miss_policy
 from expertflow_jax.offload.misses.base import shares, third
+from expertflow_jax.offload.misses.buddy import coactivation
 from expertflow_jax.offload.misses.losses import Losses
+from expertflow_jax.routing.trace import RoutingTrace
 
 CAREFUL = (
     "drop_weak(below=1.5, phase='both')",
@@ -141,6 +143,43 @@ def test_a_stronger_prior_exchanges_more():
     assert 0 < exchanged[0] < exchanged[1] < exchanged[2]
 
 
+def recorded(folder, experts=8, top_k=3):
+    random = np.random.default_rng(2)
+    paths_NTLK = np.argsort(random.random((20, 5, 2, experts)), axis=-1)[..., :top_k]
+    trace = RoutingTrace(paths_NTLK.astype(np.int32), experts)
+    trace.save(folder / "trace.npz")
+    return trace, str(folder / "trace.npz")
+
+
+def test_coactivation_counts_tokens_that_chose_both(tmp_path):
+    trace, _ = recorded(tmp_path)
+    together = coactivation(trace)
+    for a, b in ((0, 1), (3, 5), (4, 4)):
+        both = [(a in path) and (b in path) and a != b for path in trace.experts[:, :, 1].reshape(-1, 3).tolist()]
+        assert together[1, a, b] == sum(both)
+
+
+def test_buddies_take_the_place_of_missing_experts_where_all_gates_are_flat(tmp_path):
+    trace, path = recorded(tmp_path)
+    ids_NK = np.array([[0, 1, 2], [3, 1, 4], [5, 6, 7]], np.int32)
+    weights_NK = np.array([[0.4, 0.3, 0.3], [0.35, 0.33, 0.32], [0.98, 0.01, 0.01]], np.float32)
+    usable = np.isin(np.arange(8), [0, 3, 4, 5, 7])  # 1 and 2 are missing for flat gates, 6 for a steep one
+    step = made_step(ids_NK, weights_NK, np.full((3, 8), 1 / 8, np.float32), usable)
+    decision = make_miss_policy("buddy", trace=path, flat=0.9).decide(step)
+    together = coactivation(trace)[0]
+    assert decision.expert_ids[2].tolist() == [5, 6, 7]
+    assert decision.expert_ids[1, [0, 2]].tolist() == [3, 4]
+    assert decision.expert_ids[1, 1] == max([0, 5, 7], key=lambda e: (together[1, e], -e))
+    assert len(set(decision.expert_ids[0].tolist())) == 3
+    assert usable[decision.expert_ids[0]].all()
+    np.testing.assert_array_equal(decision.weights, weights_NK)
+    assert make_miss_policy("buddy", trace=path, flat=1.01).decide(step).as_chosen
+    with pytest.raises(InputError, match="the model has 2 of 9"):
+        make_miss_policy("buddy", trace=path).decide(
+            made_step(ids_NK, weights_NK, np.full((3, 9), 1 / 9, np.float32), np.ones(9, bool))
+        )
+
+
 @settings(max_examples=100, deadline=None)
 @given(layer_steps(), st.sampled_from([(0.6, 0.9), (0.0, 0.3), (-1.0, 1.0), (-1.0, -1.0)]))
 def test_low_precision_brings_an_expert_in_the_best_form_that_a_token_wants(step, thresholds):
@@ -208,7 +247,7 @@ def test_losses_are_counted(name, step):
 def test_options_are_recorded_with_their_defaults():
     assert make_miss_policy("wait").options == ""
     assert make_miss_policy("drop_weak").options == "below=1.0, layers='all', phase='decode', tokens='both'"
-    assert all(make_miss_policy(name).options for name in MISS_POLICIES if name != "wait")
+    assert all(make_miss_policy(name).options for name in MISS_POLICIES if name not in ("wait", "buddy"))
 
 
 @pytest.mark.parametrize(
@@ -220,6 +259,8 @@ def test_options_are_recorded_with_their_defaults():
         ("cache_prior(strength=-1)", "strength=-1; want"),
         ("cache_prior(top_j=0.5)", "top_j=0.5; want a whole number"),
         ("fewer_experts(top_k=0)", "top_k=0; want a whole number from 1 up"),
+        ("buddy", "give it a recorded trace"),
+        ("buddy(trace='nowhere.npz')", "nowhere.npz"),
         ("low_precision(bits=2)", "bits=2; want 8 or 4"),
         ("low_precision(t1=0.9, t2=0.5)", "t2=0.5 is below t1=0.9"),
         ("drop(phase='prefil')", "did you mean 'prefill'"),
