@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from flax import nnx
+from random_module import random_module
 
 from expertflow_jax.checkpoints import save_hf
 from expertflow_jax.models.aria import Aria
@@ -46,7 +46,7 @@ def write_aria(directory: Path, seed: int = 0) -> AriaConfig:
             "image_token_index": tokenizer.token_to_id(processor_files.IMAGE_PAD),
         }
     )
-    save_hf(directory, config, Aria(config, rngs=nnx.Rngs(seed)), np.float32)
+    save_hf(directory, config, random_module(Aria, config, seed=seed), np.float32)
     settings = {"image_processor_type": "AriaImageProcessor", "max_image_size": IMAGE_SIZE}
     (directory / "preprocessor_config.json").write_text(json.dumps(settings) + "\n")
     sizes = {"processor_class": "AriaProcessor", "size_conversion": {"490": IMAGE_TOKENS, "980": 8}}

@@ -83,20 +83,23 @@ def _fused(module: CausalLM, batch: dict) -> ForwardOutput:
     return module.forward(batch["ids"], batch["positions"], batch["lengths"], embeds, deepstack, batch["embed_index"])
 
 
+def fused_forward(module: CausalLM, batch: PromptBatch) -> ForwardOutput:
+    """The whole model as one program."""
+    arrays = {
+        "pixels": batch.pixel_values,
+        "where": batch.vision_positions,
+        "ids": batch.input_ids,
+        "positions": batch.positions,
+        "lengths": batch.lengths,
+        "embed_index": batch.embed_index,
+    }
+    return _fused(module, arrays)
+
+
 def check_forward(module: CausalLM, arrays: Arrays) -> float:
     """The fused forward: same experts of every token, logits and router logits within TOLERANCE. Returns the error."""
     batch = padded(module, arrays)
-    out = _fused(
-        module,
-        {
-            "pixels": batch.pixel_values,
-            "where": batch.vision_positions,
-            "ids": batch.input_ids,
-            "positions": batch.positions,
-            "lengths": batch.lengths,
-            "embed_index": batch.embed_index,
-        },
-    )
+    out = fused_forward(module, batch)
     width = arrays["input_ids"].shape[1]
     valid = np.arange(width) < arrays["lengths"][:, None]
     by_token = np.asarray(out.expert_ids).transpose(0, 2, 1, 3)[:, :width]

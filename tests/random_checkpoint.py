@@ -1,13 +1,12 @@
-"""A checkpoint of random weights, of any size, in shards: `python tests/random_checkpoint.py DIR MEBIBYTES DTYPE`."""
+"""A checkpoint of random weights, of any size, in shards."""
 
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from random_module import random_module
 
-from expertflow_jax.checkpoints import save, save_hf
+from expertflow_jax.checkpoints import save_hf
 from expertflow_jax.models.causal_lm import CausalLM
 from expertflow_jax.models.qwen3_moe import Qwen3MoeConfig
 
@@ -32,11 +31,6 @@ def write_random_checkpoint(directory: Path, mebibytes: int, dtype: str) -> int:
             "num_experts_per_tok": 2,
         }
     )
-    module = CausalLM(config, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype))
-    save.SHARD_BYTES = mebibytes * 2**20 // 3
+    module = random_module(CausalLM, config, dtype=jnp.dtype(dtype))
     save_hf(directory, config, module, np.dtype(jnp.dtype(dtype)))
     return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
-
-
-if __name__ == "__main__":
-    print(write_random_checkpoint(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from random_module import random_module
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from expertflow_jax.checkpoints import save_hf
@@ -44,7 +45,7 @@ def write_scripted_model(directory: Path, tokens: list[int], *, end: bool = True
             "eos_token_id": END,
         }
     )
-    module = CausalLM(config, rngs=nnx.Rngs(0), dtype=jnp.float32)
+    module = random_module(CausalLM, config, dtype=jnp.float32)
     embedding_VxD = np.random.default_rng(0).normal(size=(VOCABULARY, width)).astype(np.float32)
     head_VxD = np.zeros((VOCABULARY, width), np.float32)
     following = [*tokens, END] if end else [*tokens, tokens[-1]]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from random_module import random_module
 
 from expertflow_jax.inference.stages import Stages
 from expertflow_jax.models.decoder_config import DecoderConfig
@@ -55,7 +56,7 @@ def small_config(**text) -> Qwen3VLMoeConfig:
 
 def served(config: Qwen3VLMoeConfig, seed: int = 0) -> tuple[Stages, ExpertStore]:
     """Compiled stages and a full host tier of a random model."""
-    module = Qwen3VLMoe(config, rngs=nnx.Rngs(seed))
+    module = random_module(Qwen3VLMoe, config, seed=seed)
     text = config.text
     layers = [i for i in range(text.num_hidden_layers) if text.is_moe(i)]
     layout = text.expert_layout(jnp.float32)
@@ -64,7 +65,7 @@ def served(config: Qwen3VLMoeConfig, seed: int = 0) -> tuple[Stages, ExpertStore
         gate_up, down = np.asarray(module.experts[layer].gate_up[...]), np.asarray(module.experts[layer].down[...])
         for expert in range(text.num_experts):
             store.put(number, expert, gate_up[expert], down[expert])
-    dense = Qwen3VLMoe(config, rngs=nnx.Rngs(seed), with_experts=False)
+    dense = nnx.eval_shape(lambda: Qwen3VLMoe(config, rngs=nnx.Rngs(0), with_experts=False))
     nnx.update(dense, jax.tree.map(lambda x: x, _without_experts(module)))
     return Stages(dense), store
 
@@ -75,11 +76,12 @@ def _without_experts(module: Qwen3VLMoe) -> nnx.State:
 
 
 def random_prompts(config: Qwen3VLMoeConfig, count: int, rng: np.random.Generator) -> list[Prompt]:
-    """Ragged prompts, about half of them with an image of 4x4 patches (four image tokens)."""
+    """Ragged prompts, every other with an image of 4x4 patches (four image tokens). As many have always the same shape
+    together, so that tests share programs."""
     prompts = []
-    for _ in range(count):
-        words = rng.integers(5, config.text.vocab_size, size=rng.integers(2, 9)).astype(np.int32)
-        if rng.random() < 0.5:
+    for number in range(count):
+        words = rng.integers(5, config.text.vocab_size, size=rng.integers(3, 9)).astype(np.int32)
+        if number % 2:
             ids = np.concatenate([words, [START], [IMAGE] * 4, [END]]).astype(np.int32)
             pixels = rng.normal(size=(16, config.vision.patch_dim)).astype(np.float32)
             prompts.append(Prompt(ids, pixels, np.array([[1, 4, 4]])))

@@ -20,6 +20,7 @@ from expertflow_jax.checkpoints.other_forms import explain
 from expertflow_jax.checkpoints.quantization import refuse_quantized_config, refuse_quantized_tensors
 from expertflow_jax.errors import InputError, brief
 from expertflow_jax.models.causal_lm import CausalLM, ModelConfig
+from expertflow_jax.models.decoder import Experts
 
 DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float32, "F64": jnp.float32}
 SHOWN = 6  # names listed of each kind of error
@@ -81,17 +82,12 @@ def load_dense_and_experts(path: str | Path, dtype: Any = None) -> tuple[ModelCo
     path = Path(path)
     config, files, table = _opened(path, read_config(path))
     family = family_of(config)
-    abstract = nnx.eval_shape(lambda: family.module(config, rngs=nnx.Rngs(0), with_experts=False))
-    flat = list(nnx.to_flat_state(nnx.state(abstract)))
-    stored = _check(path, table, config, files, [(p, tuple(leaf.shape)) for p, leaf in flat])
-    if dtype is None:
-        stored_as = files.dtype(table.hf_name(("embed_tokens", "embedding")))
-        if stored_as not in DTYPES:
-            raise InputError(f"{path}: tensors are stored as {stored_as}; supported: {', '.join(DTYPES)}")
-        dtype = DTYPES[stored_as]
+    dtype = _stored_dtype(path, files, table) if dtype is None else dtype
     module = nnx.eval_shape(lambda: family.module(config, rngs=nnx.Rngs(0), dtype=dtype, with_experts=False))
+    flat = list(nnx.to_flat_state(nnx.state(module)))
+    stored = _check(path, table, config, files, [(p, tuple(leaf.shape)) for p, leaf in flat])
     values, broken = {}, []
-    for p, leaf in nnx.to_flat_state(nnx.state(module)):
+    for p, leaf in flat:
         tensor = files.read(table.hf_name(p))
         if not all_finite(tensor):
             broken.append(table.hf_name(p))
@@ -104,19 +100,24 @@ def load_dense_and_experts(path: str | Path, dtype: Any = None) -> tuple[ModelCo
 
 def load_model(path: str | Path, dtype: Any = None) -> CausalLM:
     """The whole module, experts included; arguments and errors as `load_dense_and_experts`."""
-    config, dense, experts = load_dense_and_experts(path, dtype)
-    family, layers = family_of(config), config.text.moe_layers
-    module = nnx.eval_shape(lambda: family.module(config, rngs=nnx.Rngs(0), dtype=dense.dtype))
+    config, module, experts = load_dense_and_experts(path, dtype)
+    text, layers = config.text, config.text.moe_layers
+
+    def described(layer: int) -> Experts | None:
+        if not text.is_moe(layer):
+            return None
+        return nnx.eval_shape(lambda: Experts(text, dtype=module.dtype, rngs=nnx.Rngs(0)))
+
+    module.experts = nnx.List(map(described, range(text.num_hidden_layers)))
     stacked = {
-        (layer, part): np.zeros(getattr(module.experts[layer], part).shape, np.dtype(dense.dtype))
+        (layer, part): np.zeros(getattr(module.experts[layer], part).shape, np.dtype(module.dtype))
         for layer in layers
         for part in ("gate_up", "down")
     }
     for number, expert, gate_up, down in experts:
         stacked[layers[number], "gate_up"][expert] = gate_up
         stacked[layers[number], "down"][expert] = down
-    values = {p: leaf[...] for p, leaf in nnx.to_flat_state(nnx.state(dense))}
-    values |= {("experts", *where): jnp.array(array) for where, array in stacked.items()}
+    values = {("experts", *where): jnp.array(array) for where, array in stacked.items()}
     nnx.update(module, nnx.from_flat_state(values))
     return module
 
@@ -130,6 +131,15 @@ def _opened(path: Path, config: ModelConfig) -> tuple[ModelConfig, TensorFiles, 
     _check_depth(path, table.stacks(config), files.names)
     config = table.with_stored_head(config, files)
     return config, files, names.bound(config, files.names)
+
+
+def _stored_dtype(path: Path, files: TensorFiles, table: DecoderNames) -> Any:
+    """That of the embeddings; float32 where there are none, which `_check` reports with all else that is missing."""
+    name = table.hf_name(("embed_tokens", "embedding"))
+    stored_as = files.dtype(name) if name in files.names else "F32"
+    if stored_as not in DTYPES:
+        raise InputError(f"{path}: tensors are stored as {stored_as}; supported: {', '.join(DTYPES)}")
+    return DTYPES[stored_as]
 
 
 def _with_prefix(table: DecoderNames, names: set[str]) -> dict[str, str]:

@@ -164,7 +164,8 @@ COMMANDS = {
         first_kill="training/checkpoints/3",
     ),
 }
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in COMMANDS if name != "scale"]
+
+pytestmark = pytest.mark.slow  # tests/studies/accuracy/test_results.py kills a process that does nothing but write
 
 
 def finish(process: subprocess.Popen) -> None:
@@ -173,7 +174,7 @@ def finish(process: subprocess.Popen) -> None:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", ["scale", *SLOW])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_killed_command_ends_where_an_undisturbed_one_does(name, tmp_path):
     command = COMMANDS[name]
     began = time.monotonic()

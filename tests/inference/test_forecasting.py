@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from random_module import random_module
 from small_model import random_prompts, served, small_config
 
 from expertflow_jax.inference.forecasting import SOON, NoForecast, PredictedForecast
@@ -34,7 +35,7 @@ def predictor():
         text.hidden_size, len(text.moe_layers), text.num_experts, text.num_experts_per_tok,
         width=16, depth=1, heads=2, hidden=16,
     )  # fmt: skip
-    return Predictor(shape, nnx.state(RoutingPathPredictor(shape, rngs=nnx.Rngs(1))))
+    return Predictor(shape, nnx.state(random_module(RoutingPathPredictor, shape, seed=1)))
 
 
 @pytest.fixture

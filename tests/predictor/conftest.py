@@ -5,7 +5,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from random_module import random_module
 
 from configs import digit_scenes_moe
 from expertflow_jax import checkpoints
@@ -27,7 +27,7 @@ def write_model(folder: Path, seed: int = 0) -> Path:
     )  # fmt: skip
     config.vision.update(depth=1, hidden_size=16, num_heads=2, intermediate_size=16)
     model = model_config(config)
-    checkpoints.save_hf(folder, model, Qwen3VLMoe(model, rngs=nnx.Rngs(seed)), jnp.dtype("float32"))
+    checkpoints.save_hf(folder, model, random_module(Qwen3VLMoe, model, seed=seed), jnp.dtype("float32"))
     processor_files.write_processor(folder)
     return folder
 

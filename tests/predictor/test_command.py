@@ -15,7 +15,7 @@ CONFIG = "--config=configs/digit_scenes_predictor.py"
 SMALL = [
     "--config.digit_scenes.train=24",
     "--config.digit_scenes.val=24",
-    "--config.sequences.train.vqa_v2=16",
+    "--config.sequences.train.vqa_v2=8",
     "--config.sequences.train.mmbench=0",
     "--config.sequences.calibration.vqa_v2=8",
     "--config.sequences.calibration.mmbench=0",
@@ -24,6 +24,7 @@ SMALL = [
     "--config.sequences.out_of_distribution=8",
     "--config.record_batch_size=8",
     "--config.predictor.width=16",
+    "--config.predictor.depth=1",
     "--config.predictor.hidden=16",
     "--config.training.steps=4",
     "--config.training.batch_size=8",

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from flax import nnx
+from random_module import random_module
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.predictor import Predictor, PredictorConfig, RoutingPathPredictor, load_predictor
@@ -15,7 +16,7 @@ SHAPE = PredictorConfig(10, 3, 12, 2, width=16, depth=1, heads=2, hidden=32)
 
 @pytest.fixture
 def saved(tmp_path):
-    module = RoutingPathPredictor(SHAPE, rngs=nnx.Rngs(0))
+    module = random_module(RoutingPathPredictor, SHAPE)
     predictor = Predictor(
         SHAPE,
         nnx.state(module),

@@ -13,13 +13,14 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.tasks.digit_scenes.items import make_items
 from expertflow_jax.training.moe_run import train_and_export
+from train import moe as command
 
 ROOT = Path(__file__).parents[2]
 
 
 def train(workdir: Path, *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "train.moe", "--config=configs/digit_scenes_moe.py", f"--workdir={workdir}"]
-    return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
+    words = [sys.executable, "-m", "train.moe", "--config=configs/digit_scenes_moe.py", f"--workdir={workdir}"]
+    return subprocess.run([*words, *options], cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.slow
@@ -59,8 +60,8 @@ def test_a_run_on_other_scans_is_refused_before_it_begins(tmp_path):
         train_and_export(invocation)
 
 
-def test_dry_run_prints_the_plan(tmp_path):
-    done = train(tmp_path / "none", "--dry_run")
-    assert done.returncode == 0, done.stderr
-    assert "parameters" in done.stdout
+def test_dry_run_prints_the_plan(tmp_path, capsys):
+    arguments = ["--config=configs/digit_scenes_moe.py", f"--workdir={tmp_path / 'none'}", "--dry_run"]
+    assert cli.run_command(command.main, description="", argv=arguments) == 0
+    assert "parameters" in capsys.readouterr().out
     assert not (tmp_path / "none").exists()

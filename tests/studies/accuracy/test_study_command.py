@@ -2,12 +2,7 @@
 
 import csv
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,14 +13,13 @@ from expertflow_jax.harness.rows import ROW_KEYS
 from expertflow_jax.locate import locate
 from expertflow_jax.tasks.digit_scenes.files import write_benchmark
 
-ROOT = Path(__file__).parents[3]
 CONFIG = """
 from configs import study_base
 
 
 def get_config():
     config = study_base.get_config()
-    config.num_examples = 12
+    config.num_examples = 8
     config.batch_size = 4
     config.window = 8
     config.digit_scenes.train = 8
@@ -54,14 +48,14 @@ def config(tmp_path_factory) -> Path:
     return path
 
 
-def command(config: Path, workdir: Path) -> list[str]:
-    return [sys.executable, "-m", "eval.study", f"--config={config}", f"--workdir={workdir}"]
+def run(config: Path, workdir: Path) -> None:
+    assert cli.run_command(study.main, description="test", argv=[f"--config={config}", f"--workdir={workdir}"]) == 0
 
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("study") / "run"
-    subprocess.run(command(config, workdir), cwd=ROOT, check=True, capture_output=True)
+    run(config, workdir)
     return workdir
 
 
@@ -149,25 +143,23 @@ def test_a_split_without_public_answers_gives_what_the_server_takes(config, tmp_
     assert cli.run_command(study.main, description="test", argv=argv) == 0  # read back
 
 
-def test_a_killed_study_ends_with_the_same_rows(config, finished, tmp_path):
-    workdir = tmp_path / "killed"
-    results = workdir / "results.jsonl"
-    for enough in (1, 7):  # killed twice: among the references, and among the rest
-        process = subprocess.Popen(
-            command(config, workdir), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        while process.poll() is None and (not results.exists() or results.read_text().count("\n") < enough):
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    subprocess.run(command(config, workdir), cwd=ROOT, check=True, capture_output=True)
-    assert rows(workdir) == rows(finished)
+@pytest.mark.parametrize("whole", [pytest.param(1, marks=pytest.mark.slow), 15])  # within the references, the rest
+def test_a_study_that_ended_within_a_row_ends_with_the_same_rows(config, finished, whole):
+    """What a kill leaves; tests/harness/test_killed_commands.py kills."""
+    results = finished / "results.jsonl"
+    before = results.read_bytes()
+    lines = before.splitlines(keepends=True)
+    results.write_bytes(b"".join(lines[:whole]) + lines[whole][:100])
+    run(config, finished)
+    assert results.read_bytes() == before
 
 
 def test_a_finished_study_runs_nothing_again(config, finished):
+    files = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in finished.glob("predictions/*")}
     before = (finished / "results.jsonl").read_bytes()
-    subprocess.run(command(config, finished), cwd=ROOT, check=True, capture_output=True)
+    run(config, finished)
     assert (finished / "results.jsonl").read_bytes() == before
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in finished.glob("predictions/*")} == files
 
 
 def refused(capsys, config: Path, *arguments: str) -> str:
