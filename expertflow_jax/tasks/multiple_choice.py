@@ -17,7 +17,7 @@ from expertflow_jax.tasks.base import Example, question_of, scores_by_group
 from expertflow_jax.tasks.choice_rules import RULES, extract_choice
 from expertflow_jax.tasks.official import LMMS_EVAL, OURS, VLMEVALKIT, OfficialTask, Style
 from expertflow_jax.tasks.questions import Question
-from expertflow_jax.tasks.spreadsheet import xlsx
+from expertflow_jax.tasks.spreadsheet import is_available, xlsx
 
 MAX_NEW_TOKENS = 8
 _SOURCE = "https://opencompass.openxlab.space/utils/"
@@ -89,6 +89,11 @@ class MultipleChoice(OfficialTask):
             raise InputError(f"{self.name}: no split {split!r}; known: {', '.join(self.files)}")
         if evaluator and evaluator not in RULES:
             raise InputError(f"config key evaluator: no {evaluator!r}; known: {', '.join(RULES)}")
+        if split in self.unscored and not is_available():
+            raise InputError(
+                f"{self.name}: split {split!r} is for its server, whose file needs openpyxl; "
+                "pip install 'expertflow-jax[xlsx]'"
+            )
         self._rules = sorted(RULES, key=lambda rule: rule != evaluator)
         self.evaluator, self.second_evaluator = (RULES[rule] for rule in self._rules)
         super().__init__(data_dir, split, **options)

@@ -1,8 +1,14 @@
 """A table as an .xlsx file, through openpyxl (the extra `xlsx`)."""
 
+import importlib.util
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+
+def is_available() -> bool:
+    """Whether openpyxl is installed."""
+    return importlib.util.find_spec("openpyxl") is not None
 
 
 def xlsx(table: Sequence[Mapping[str, Any]]) -> tuple[str, bytes] | None:
@@ -10,12 +16,12 @@ def xlsx(table: Sequence[Mapping[str, Any]]) -> tuple[str, bytes] | None:
 
     Texts stay texts, those that begin with "=" too; characters that a sheet cannot hold are left out.
     """
-    try:
-        from openpyxl import Workbook
-        from openpyxl.cell import WriteOnlyCell
-        from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
-    except ImportError:
+    if not is_available():
         return None
+    from openpyxl import Workbook
+    from openpyxl.cell import WriteOnlyCell
+    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+
     book = Workbook(write_only=True)
     sheet = book.create_sheet()
 

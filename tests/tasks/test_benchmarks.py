@@ -120,6 +120,7 @@ def test_the_submission_of_multiple_choice_reads_back(tmp_path):
 
 
 def test_a_test_file_has_no_answers(tmp_path):
+    pytest.importorskip("openpyxl")
     path = write_mmbench(tmp_path, header=[name for name in rows()[0] if name != "answer"])
     path.rename(path.with_name("MMBench_TEST_EN.tsv"))
     task = make_task("mmbench", tmp_path, "test")

@@ -46,6 +46,7 @@ class GroupScores:
                 raise ValueError("want a number for every group")
         if not isinstance(self.cell_id, str) or self.scores.keys() != self.reference.keys():
             raise ValueError("not the scores of a cell and its reference")
+        "".join([self.cell_id, *self.scores, *self.questions]).encode()  # raises ValueError for what no file can hold
 
     @staticmethod
     def of(cell_id: str, data: TaskData, texts: Sequence[str], reference: Sequence[str]) -> "GroupScores":
@@ -56,7 +57,10 @@ class GroupScores:
     @staticmethod
     def from_json(value: Any) -> "GroupScores":
         """The scores of a line; raises ValueError or TypeError for another."""
-        return GroupScores(**row_file.parse_mapping(value))
+        return GroupScores(**_PARSE(value))
+
+
+_PARSE = row_file.with_keys(*(field.name for field in dataclasses.fields(GroupScores)))
 
 
 def _finite(value: Any) -> bool:

@@ -67,6 +67,7 @@ def finished(folder: Path) -> None:
 
     from expertflow_jax.harness.inputs import claim_inputs
     from expertflow_jax.studies.accuracy.comparison import Outcome
+    from expertflow_jax.studies.accuracy.groups import GroupScores
     from expertflow_jax.studies.accuracy.result_files import ResultWriter
 
     small: dict[str, Any] = {"num_examples": 3, "units": 3}
@@ -79,7 +80,9 @@ def finished(folder: Path) -> None:
         claim_inputs(writer, {"costs": COSTS})
         for cell in cells:
             lines = [answer | {"reference_prediction": "é"} for answer in answers]
-            writer.add(cell, lines, arrays if cell.policy == "resident" else None)
+            scores = {"accuracy": 1.0, "kind/a": 1.0}
+            groups = GroupScores(cell.cell_id, scores, scores, {"kind/a": 3})
+            writer.add(cell, lines, arrays if cell.policy == "resident" else None, groups)
     rerun(folder)
 
 
