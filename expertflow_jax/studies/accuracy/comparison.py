@@ -128,6 +128,7 @@ def make_row(
         tokens=execution.tokens,
         peak_device_bytes=execution.peak_device_bytes,
     )
+    losses: dict[str, Any] = execution.losses.rates()
     return CellRow(
         **{**common, "link": config.link},
         cell_id=cell_id(cell),
@@ -145,7 +146,7 @@ def make_row(
         **_accuracies(config, cell, data, outcome, baseline),
         logit_kl=float(statistics.logit_kl(baseline.first_logits, outcome.first_logits).mean()),
         margin_delta=float(statistics.margin_change(baseline.first_logits, outcome.first_logits).mean()),
-        **execution.losses.rates(),
+        **losses,
         bit_identical=bool((outcome.digests == reference.digests).all()),
         disk_bytes=execution.stats["disk_bytes"],
         experts_per_batch=execution.experts_per_batch,
