@@ -20,7 +20,7 @@ from rich.console import Console
 from expertflow_jax import cli
 from expertflow_jax.errors import InputError
 from expertflow_jax.harness.cells import number
-from expertflow_jax.harness.data import prepare
+from expertflow_jax.harness.data import prepare, read
 from expertflow_jax.harness.environment import describe_environment
 from expertflow_jax.harness.inputs import claim_inputs, model_files, task_files
 from expertflow_jax.harness.workdir import Workdir
@@ -30,6 +30,7 @@ from expertflow_jax.locate import locate
 from expertflow_jax.offload.variant import RESIDENT
 from expertflow_jax.predictor.pregates import PreGates, gate_logits, save_pregates
 from expertflow_jax.processing.batching import Prompt, pad_prompts
+from expertflow_jax.tasks.base import optional
 from expertflow_jax.tasks.digit_scenes.files import write_benchmark
 from expertflow_jax.tasks.registry import make_task
 from expertflow_jax.training.loop import adamw, run_steps
@@ -168,7 +169,7 @@ def train_and_export(invocation: cli.Invocation) -> Path:
     assert workdir is not None
     check(config)
     with Workdir(workdir, json.loads(config.to_json_best_effort()), describe_environment(config.seed)) as place:
-        claim_inputs(place, model_files(config.model) | task_files(config, [config.task], ["train"]))
+        claim_inputs(place, model_files(config.model) | _question_files(config))
         model = load_model(str(locate(config.model)))
         data = lessons(model, _prompts(config, model, workdir), config.new_tokens, config.record_batch_size)
         kept = int(data.streams.shape[1] * (1 - config.held_out))
@@ -193,10 +194,19 @@ def train_and_export(invocation: cli.Invocation) -> Path:
     return export
 
 
+def _question_files(config: ml_collections.ConfigDict) -> dict[str, Path]:
+    """None of the benchmark that is made up."""
+    if not config.data_dir:
+        return {}
+    task = make_task(config.task, Path(config.data_dir), "train")
+    folder = optional(task, "image_folder")()
+    return task_files(config, [*optional(task, "inputs")(), *([folder] if folder else [])])
+
+
 def _prompts(config: ml_collections.ConfigDict, model: LoadedModel, workdir: Path) -> list[Prompt]:
     data_dir = Path(config.data_dir) if config.data_dir else workdir / "data"
     if not config.data_dir:
         sizes = config.digit_scenes
         write_benchmark(data_dir, train=sizes.train, val=sizes.val, seed=sizes.seed)
     task = make_task(config.task, data_dir, "train", prepared_dir=workdir / "tfds")
-    return prepare(model, task, config.sequences, 0).prompts
+    return prepare(model, task, read(task, config.sequences), config.sequences, 0).prompts
