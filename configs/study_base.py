@@ -14,10 +14,11 @@ def grid(
     memory_budgets=(),
     expert_dtypes=("",),
     tasks=(),
+    batches_per_block=(1,),
 ):
     """One group of cells: every combination of its values. Sizes are slots / experts, or budgets in bytes; an empty
     expert dtype is the model's own, "int8" and "int4" are quantised experts beside it. Without tasks
-    of its own a grid has the config's."""
+    of its own a grid has the config's. So many batches go through the layers together."""
     named = {"tasks": tuple(tasks)} if tasks else {}
     return ml_collections.ConfigDict(
         {
@@ -28,6 +29,7 @@ def grid(
             "cache_fractions": tuple(cache_fractions),
             "memory_budgets": tuple(memory_budgets),
             "expert_dtypes": tuple(expert_dtypes),
+            "batches_per_block": tuple(batches_per_block),
         }
     )
 

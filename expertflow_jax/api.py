@@ -17,11 +17,12 @@ from jaxtyping import Float
 
 from expertflow_jax import compilation_cache
 from expertflow_jax.errors import InputError
-from expertflow_jax.inference.answers import Answer, Wishes, answer_batch
+from expertflow_jax.inference.answers import Answer, Wishes, answer_batches
 from expertflow_jax.inference.arguments import whole_number
 from expertflow_jax.inference.chat import Message
 from expertflow_jax.inference.forecasting import Forecaster
 from expertflow_jax.inference.loading import LoadedModel, load_model, pin_experts
+from expertflow_jax.inference.members import Member
 from expertflow_jax.inference.memory import RequestSize
 from expertflow_jax.inference.planning import ModelSizes, check_request, plan_service
 from expertflow_jax.inference.requests import ProcessorArrays, read_prompts, read_right_padded, read_stops
@@ -90,6 +91,7 @@ class OffloadedModel:
         max_batch_size: int | None = None,
         max_tokens: int = 1024,
         max_image_tokens: int = 256,
+        batches_per_block: int | str = 1,
     ) -> "OffloadedModel":
         """Loads a checkpoint: dense parameters onto the device, experts into pinned host memory, what is left on disk.
 
@@ -112,6 +114,9 @@ class OffloadedModel:
           max_batch_size, max_tokens, max_image_tokens: the largest request that the memory plan must hold:
             sequences, tokens of each (prompt and answer), image tokens of each. Without `max_batch_size`: 8,
             or with a budget the largest of 8, 4, 2 and 1 that leaves half of what dense parameters leave to experts.
+          batches_per_block: batches that `generate` may bring through the layers together, so that each expert travels
+            once for all of them; the memory plan holds their KV caches and hidden states. "auto": see
+            `inference.planning.best_block`.
 
         Raises:
           InputError: unknown names, a budget below the minimum, a number that cannot be meant, a malformed checkpoint,
@@ -142,6 +147,7 @@ class OffloadedModel:
             max_batch_size=max_batch_size,
             max_tokens=max_tokens,
             max_image_tokens=max_image_tokens,
+            batches_per_block=batches_per_block,
         )
         return cls(model, plan, size, policy=policy, misses=misses, copies=copies, predictor=forecaster, link=link)
 
@@ -242,6 +248,8 @@ class OffloadedModel:
         seed: int = 0,
         stop: str | Sequence[str] = (),
         stream: Callable[[int, str], Any] | None = None,
+        batch_size: int | None = None,
+        batches_per_block: int | None = None,
     ) -> list[Answer]:
         """Answers prompts, in batches of at most `max_batch_size`.
 
@@ -264,7 +272,11 @@ class OffloadedModel:
           stop: texts that end an answer; they are not part of it.
           stream: called with (prompt index, text so far) as each token comes, and once more at the end if that makes
             more of the text certain. The text only grows, to the answer's: a character of several tokens comes when it
-            is whole, and what may become a stop text when it did not.
+            is whole, and what may become a stop text when it did not. Prompts of one block come in turns.
+          batch_size: prompts of a batch, up to `max_batch_size`; None: as many.
+          batches_per_block: batches that go through the layers together, up to what the model was loaded for; None: as
+            many. One that has ended makes room for the next. Answers do not depend on it: more of them cost memory and
+            the time until a first token, and spare transfers.
 
         Raises:
           InputError: no tokenizer in the checkpoint, a prompt that is too long, an image that is none, token ids
@@ -281,16 +293,13 @@ class OffloadedModel:
                 self._shower(stream),
                 self._turns.check_open,
             )
+            size, block = self._block(batch_size, batches_per_block)
             encoded = read_prompts(self._model, prompts, images, arrays, decoder_input_ids)
-            starts = range(0, len(encoded), self._size.sequences)
-            batches = [encoded[start : start + self._size.sequences] for start in starts]
+            batches = [encoded[start : start + size] for start in range(0, len(encoded), size)]
             for batch in batches:
                 check_request(self._model.config, self._size, batch, wishes.new_tokens)
-            answers: list[Answer] = []
-            for batch in batches:
-                more = answer_batch(self._model, self._session, self._forecaster(), batch, len(answers), wishes)
-                self._tokens += sum(len(p.input_ids) for p in batch) + sum(len(a.token_ids) for a in more)
-                answers += more
+            answers = list(answer_batches(self._model, self._session, self._forecaster(), batches, wishes, block))
+            self._tokens += sum(len(p.input_ids) for p in encoded) + sum(len(a.token_ids) for a in answers)
             return answers
 
     def stats(self) -> dict[str, Any]:
@@ -341,6 +350,23 @@ class OffloadedModel:
             raise InputError("stream: want a function, and a checkpoint with tokenizer.json")
         return functools.partial(self._turns.call_back, stream)
 
+    def _block(self, batch_size: int | None, batches_per_block: int | None) -> tuple[int, int]:
+        """Prompts of a batch, and batches that run at once.
+
+        Raises:
+          InputError: more than the memory plan holds.
+        """
+        sizes = []
+        for name, wanted, most, remedy in (
+            ("batch_size", batch_size, self._size.sequences, "max_batch_size"),
+            ("batches_per_block", batches_per_block, self._size.batches, "batches_per_block"),
+        ):
+            number = most if wanted is None else whole_number(name, wanted, 1)
+            if number > most:
+                raise InputError(f"{name}: {number}, the memory plan holds {most}; load with {remedy}={number}")
+            sizes.append(number)
+        return sizes[0], sizes[1]
+
     def _forecaster(self) -> Forecaster:
         return make_forecaster(self._session, self._variant, self._predictor)
 
@@ -350,8 +376,9 @@ class OffloadedModel:
         batch = pad_prompts(self._model.config, prompts)
         x, deepstack = self._session.embed(batch)
         sequences = self._session.start(batch, 0)
-        horizon = self._forecaster().prefill(x, batch.lengths, batch.visits(self._model.config.text))
-        hidden_BxTxD = self._session.prefill(batch, sequences, x, deepstack, horizon)
+        member = Member.prefill(batch, sequences, x, deepstack)
+        horizon = self._forecaster().horizon([member], [False])
+        [hidden_BxTxD] = self._session.super_step([member], horizon)
         self._tokens += int(batch.lengths.sum())
         return batch, hidden_BxTxD
 

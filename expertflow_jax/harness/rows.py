@@ -135,6 +135,7 @@ class CellRow(Measured):
     expert_dtype: str
     lossless: bool
     host_bytes: int
+    batches_per_block: int
     seed: int
     num_examples: int
     units: int
@@ -161,6 +162,7 @@ class CellRow(Measured):
     discarded_mass: float
     bit_identical: bool
     disk_bytes: int
+    predictor_tokens_saved: int
     experts_per_batch: float
     perplexity: float | None
     predictions_sha256: str | None = None  # known once the predictions are written

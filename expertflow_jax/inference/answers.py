@@ -1,11 +1,12 @@
-"""Answers of one batch as text, shown while they come."""
+"""Answers of batches as text, shown while they come."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from expertflow_jax.inference.forecasting import Forecaster
-from expertflow_jax.inference.generation import generate_batch
+from expertflow_jax.inference.generation import BatchRequest, Choosing, generate_batches
 from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.inference.sampling import Sampler
 from expertflow_jax.inference.session import InferenceSession
@@ -48,48 +49,58 @@ class Wishes:
     check: Callable[[], None]
 
 
-def answer_batch(
+def answer_batches(
     model: LoadedModel,
     session: InferenceSession,
     forecaster: Forecaster,
-    prompts: Sequence[Prompt],
-    first: int,
+    batches: Sequence[Sequence[Prompt]],
     wishes: Wishes,
-) -> list[Answer]:
-    """Answers one batch, whose prompts are numbered from `first`."""
+    batches_per_block: int = 1,
+) -> Iterator[Answer]:
+    """Answers batches of prompts, several batches at once; yields the answers in the order of the prompts."""
     processor = model.processor
-    texts: list[TextStream] = []
-    if processor is not None and (wishes.stops or wishes.show is not None):
-        texts = [TextStream(processor.decode, wishes.stops, processor.is_byte) for _ in prompts]
+    texts: dict[int, TextStream] = {}  # by number of the prompt, where somebody reads along
 
-    def show(row: int) -> None:
+    def text(number: int) -> TextStream:
+        assert processor is not None, "texts are read along with a tokenizer"
+        return texts.setdefault(number, TextStream(processor.decode, wishes.stops, processor.is_byte))
+
+    def show(number: int) -> None:
         if wishes.show is not None:
-            wishes.show(first + row, texts[row].text)
+            wishes.show(number, texts[number].text)
 
-    def on_token(row: int, token: int) -> bool:
+    def on_token(number: int, token: int) -> bool:
         wishes.check()
-        if texts:
-            texts[row].push(token)
-            show(row)
-        return bool(texts) and texts[row].stopped
+        if not reads_along:
+            return False
+        text(number).push(token)
+        show(number)
+        return texts[number].stopped
 
-    def on_end(row: int) -> None:
-        if texts and texts[row].finish():
-            show(row)
+    def on_end(number: int) -> None:
+        if reads_along and text(number).finish():
+            show(number)
 
-    generated = generate_batch(
+    reads_along = processor is not None and (wishes.stops or wishes.show is not None)
+    stop_ids = processor.eos_token_ids if processor is not None else end_token_ids(model.path)
+    generated = generate_batches(
         session,
-        prompts,
+        _requests(batches, wishes.new_tokens),
         forecaster,
-        max_new_tokens=[wishes.new_tokens] * len(prompts),
-        stop_ids=processor.eos_token_ids if processor is not None else end_token_ids(model.path),
-        sampler=wishes.sampler,
-        numbers=range(first, first + len(prompts)),
-        on_token=on_token,
-        on_end=on_end,
+        Choosing(stop_ids, wishes.sampler, on_token, on_end),
+        batches_per_block=batches_per_block,
     )
-    if texts:
-        pairs = zip(texts, generated, strict=True)
-        return [Answer(text.text, g.token_ids, g.finished or text.stopped) for text, g in pairs]
-    decode = processor.decode if processor is not None else lambda ids: ""
-    return [Answer(decode(g.token_ids), g.token_ids, g.finished) for g in generated]
+    for number, answer in enumerate(itertools.chain.from_iterable(generated)):
+        if reads_along:
+            stream = texts.pop(number)
+            yield Answer(stream.text, answer.token_ids, answer.finished or stream.stopped)
+        else:
+            decoded = "" if processor is None else processor.decode(answer.token_ids)
+            yield Answer(decoded, answer.token_ids, answer.finished)
+
+
+def _requests(batches: Sequence[Sequence[Prompt]], new_tokens: int) -> Iterator[BatchRequest]:
+    first = 0
+    for prompts in batches:
+        yield BatchRequest(prompts, [new_tokens] * len(prompts), range(first, first + len(prompts)))
+        first += len(prompts)

@@ -131,7 +131,7 @@ class Layers:
         quantized_E = None if self.miss_policy.lossless else self._resolve(moe_layer, routed, counts_E)
         for r in routed:
             r.out = self.stages.empty_output(r.rows.order.size // r.chosen.shape[-1], r.chosen.shape[-1])
-        wanted = np.flatnonzero(sum(r.rows.counts for r in routed)).astype(np.int32)
+        wanted = np.flatnonzero(np.any([r.rows.counts for r in routed], axis=0)).astype(np.int32)
         for experts, buffers in self.engine.rounds(moe_layer, wanted, counts_E, quantized_E):
             for stages, positions in self._forms(buffers):
                 for r in routed:

@@ -54,6 +54,7 @@ class Sequences:
       lengths: tokens in the cache.
       next_position: M-RoPE position of the next token.
       batch: number of the batch, in the order in which the session started them.
+      visits: by phase, the MoE layers that each new token goes through (see `PromptBatch.visits`); None: all.
       empty: makes the same state as it was before the first token.
     """
 
@@ -61,6 +62,7 @@ class Sequences:
     lengths: Int[np.ndarray, "B"]
     next_position: Int[np.ndarray, "B"]
     batch: int
+    visits: dict[str, Bool[np.ndarray, "B T L"]] | None
     empty: Callable[[], "Sequences"]
 
     @property
@@ -108,6 +110,27 @@ class Member:
         """A batch of which each active sequence reads one token: x [B, 1, D]."""
         positions = np.broadcast_to(sequences.next_position[None, :, None], (3, len(active), 1))
         return Member("decode", sequences, x, np.ascontiguousarray(positions), active.astype(np.int32))
+
+    @property
+    def visits(self) -> Bool[np.ndarray, "B T L"] | None:
+        """The MoE layers that each of its new tokens goes through; None: all."""
+        return None if self.sequences.visits is None else self.sequences.visits[self.phase]
+
+    @property
+    def tokens_by_layer(self) -> Int[np.ndarray, "L"] | int:
+        """How many of its new tokens go through each MoE layer; one number if all do."""
+        if self.visits is None:
+            return int(self.lengths.sum())
+        new_BxT = np.arange(self.x.shape[1]) < self.lengths[:, None]
+        return (self.visits & new_BxT[..., None]).sum((0, 1))
+
+    @property
+    def followers_by_layer(self) -> Int[np.ndarray, "L"] | int:
+        """The same of the tokens that follow each active sequence's last."""
+        active_B = self.lengths > 0
+        if self.sequences.visits is None:
+            return int(active_B.sum())
+        return (self.sequences.visits["decode"][:, 0] & active_B[:, None]).sum(0)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -20,7 +20,7 @@ from expertflow_jax.checkpoints.load import loaded_config
 from expertflow_jax.errors import InputError
 from expertflow_jax.inference.arguments import real_number, whole_number
 from expertflow_jax.inference.loading import LoadedModel, check_dtype, host_plan
-from expertflow_jax.inference.memory import RequestSize, plan_request
+from expertflow_jax.inference.memory import RequestSize, best_block, plan_request
 from expertflow_jax.models.causal_lm import ModelConfig
 from expertflow_jax.models.experts import BufferLayout
 from expertflow_jax.models.quantized import layout_for
@@ -105,6 +105,7 @@ def plan_service(
     max_batch_size: int | None,
     max_tokens: int,
     max_image_tokens: int,
+    batches_per_block: int | str = 1,
 ) -> tuple[RequestSize, MemoryPlan]:
     """The largest request, and how memory is divided for it. Arguments as `OffloadedModel.from_pretrained`.
 
@@ -129,8 +130,8 @@ def plan_service(
     tokens = min(max_tokens, text.context)
     image = 0 if vision is None else vision.most_patches(min(max_image_tokens, tokens))
 
-    def planned(sequences: int) -> tuple[RequestSize, MemoryPlan]:
-        size = RequestSize(sequences, tokens, 0, image * sequences, image)
+    def planned(sequences: int, batches: int) -> tuple[RequestSize, MemoryPlan]:
+        size = RequestSize(sequences, tokens, 0, image * sequences, image, batches)
         return size, plan_request(
             config,
             sizes.dense_bytes,
@@ -144,9 +145,14 @@ def plan_service(
             host=sizes.host,
         )
 
+    def of_block(sequences: int) -> tuple[RequestSize, MemoryPlan]:
+        if batches_per_block != "auto":
+            return planned(sequences, whole_number("batches_per_block", batches_per_block, 1))
+        return planned(sequences, best_block(lambda batches: planned(sequences, batches)[1]))
+
     if max_batch_size is None and memory_budget is not None:
-        return _roomiest(planned)
-    return planned(8 if max_batch_size is None else max_batch_size)
+        return _roomiest(of_block)
+    return of_block(8 if max_batch_size is None else max_batch_size)
 
 
 def _roomiest(planned: Callable[[int], tuple[RequestSize, MemoryPlan]]) -> tuple[RequestSize, MemoryPlan]:

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.inference.forecasting import Forecaster, NoForecast, PredictedForecast, TrueForecast
+from expertflow_jax.inference.forecasting import Forecaster, NoForecast, TrueForecast
 from expertflow_jax.inference.loading import LoadedModel, with_expert_dtype
+from expertflow_jax.inference.predicted import PredictedForecast
 from expertflow_jax.inference.pregated import with_gates
 from expertflow_jax.inference.session import InferenceSession
 from expertflow_jax.offload.clock import Clock
@@ -118,8 +119,8 @@ def make_forecaster(
 
     Args:
       predictor: for the forecast "predictor"; None stands for no forecast.
-      truth: for the forecast "truth": bool [L, E] of every step, in order.
-      look_ahead: steps of the truth that a horizon holds.
+      truth: for the forecast "truth": bool [L, E] of every super-step, in order.
+      look_ahead: super-steps of the truth that a horizon holds.
     """
     if variant.forecast == "truth":
         assert truth is not None, "the truth is known after the resident run"

@@ -7,7 +7,7 @@ Axes: B sequences, T new tokens, L MoE layers, E experts, K top-k, V vocabulary.
 
 import functools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -35,7 +35,7 @@ class _Past(NamedTuple):
 
     hidden: weakref.ref[jax.Array]  # what came out, [B, T, D]
     sequences: weakref.ref[Sequences]
-    empty: functools.partial[Sequences]
+    empty: Callable[[], Sequences]
     phase: str
     x: jax.Array  # [B, T, D]
     positions: np.ndarray  # int32 [3, B, T]
@@ -116,7 +116,9 @@ class InferenceSession:
             # it needs is compiled as it comes, which is less than all that it might have needed.
             self.stages.precompile(size, [1])
         self._batches += 1
-        return _no_tokens(shapes, self.stages.dtype, batch.next_position, self._batches)
+        visits = batch.visits(text)
+        phases = None if visits is None else {"prefill": visits, "decode": _of_last(visits, batch.lengths)}
+        return _no_tokens(shapes, self.stages.dtype, batch.next_position, self._batches, phases)
 
     def begin_batch(self) -> None:
         """Another batch than before runs from here on; a prefill says so itself."""
@@ -245,12 +247,21 @@ class InferenceSession:
 
 
 def _no_tokens(
-    shapes: Sequence[tuple[int, ...]], dtype: jax.typing.DTypeLike, next_position: np.ndarray, batch: int
+    shapes: Sequence[tuple[int, ...]],
+    dtype: jax.typing.DTypeLike,
+    next_position: np.ndarray,
+    batch: int,
+    visits: dict[str, np.ndarray] | None,
 ) -> Sequences:
     """The state of a batch that has read nothing: `shapes` [B, S, Hkv, Dh] of each layer's keys and values."""
     kv = [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes]
-    empty = functools.partial(_no_tokens, shapes, dtype, next_position, batch)
-    return Sequences(kv, np.zeros(len(next_position), np.int32), next_position.copy(), batch, empty)
+    empty = functools.partial(_no_tokens, shapes, dtype, next_position, batch, visits)
+    return Sequences(kv, np.zeros(len(next_position), np.int32), next_position.copy(), batch, visits, empty)
+
+
+def _of_last(visits: Bool[np.ndarray, "B T L"], lengths: Int[np.ndarray, "B"]) -> Bool[np.ndarray, "B 1 L"]:
+    """Those of each prompt's last token, which answers go on with."""
+    return visits[np.arange(len(lengths)), np.maximum(lengths - 1, 0)][:, None]
 
 
 def _past(member: Member, hidden: jax.Array) -> _Past:

@@ -155,7 +155,7 @@ def in_blocks(
       top_k: K; given, no predictor runs for a block all of whose super-steps want nearly all experts.
     """
     supersteps: list[ReplayStep] = []
-    queued: np.ndarray | None = None
+    queue: list[np.ndarray] = []
     for first in reversed(range(0, len(batches), batches_per_block)):
         block = list(zip(*batches[first : first + batches_per_block], strict=True))
         certain = top_k is not None and all(_certain(members, top_k) for members in block)
@@ -165,10 +165,11 @@ def in_blocks(
         steps = []
         for number, members in enumerate(block):
             following = now[-1] if certain else combine_batches([member.following for member in members])
-            horizon = join_horizon(now[number], following, queued, ends=0 < number == len(block) - 1)
+            ends = 0 < number == len(block) - 1
+            horizon = join_horizon(now[number], [] if ends else [following], queue, ending=int(ends))
             steps.append(together([member.step for member in members], horizon, predicted=not certain))
         supersteps = steps + supersteps
-        queued = now[0]
+        queue = [now[0]]
     return supersteps
 
 

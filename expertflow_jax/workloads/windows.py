@@ -13,14 +13,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from expertflow_jax.inference.forecasting import (
-    Forecaster,
-    PredictedForecast,
-    TrueForecast,
-    join_horizon,
-)
-from expertflow_jax.inference.members import Sequences
+from expertflow_jax.inference.forecasting import Forecaster, Queue, TrueForecast, join_horizon
+from expertflow_jax.inference.members import Member, Sequences
 from expertflow_jax.inference.memory import RequestSize, plan_request
+from expertflow_jax.inference.predicted import PredictedForecast
 from expertflow_jax.inference.served import make_forecaster, serve
 from expertflow_jax.inference.session import InferenceSession
 from expertflow_jax.offload.budget import MemoryPlan
@@ -165,10 +161,9 @@ class Window:
     def run(self, session: InferenceSession, started: list[Sequences], forecasters: Sequence[Forecaster]) -> None:
         """The timed part; the host has read the last logits when it returns."""
         if self.phase == "prefill":
-            for b, x, deepstack, horizon in self._forecast_ahead(session, forecasters):
-                sequences = session.start(b.batch, self.new_tokens)
-                hidden = session.prefill(b.batch, sequences, x, deepstack, horizon)
-                session.last_logits(hidden, b.batch.lengths)
+            for member, horizon in self._forecast_ahead(session, forecasters):
+                [hidden] = session.super_step([member], horizon)
+                session.last_logits(hidden, member.lengths)
             return
         active = np.ones(self.batch_size, bool)
         for b, sequences, forecaster in zip(self.batches, started, forecasters, strict=True):
@@ -176,26 +171,28 @@ class Window:
             session.begin_batch()
             for step in range(self.new_tokens):
                 x = session.stages.embed(np.ascontiguousarray(tokens[:, step : step + 1]), None, None)
-                horizon = forecaster.decode(x, active, ends=step + 1 == self.new_tokens)
-                hidden = session.decode(sequences, x, active, horizon)
-                session.last_logits(hidden, active.astype(np.int32))
+                member = Member.decode(sequences, x, active)
+                horizon = forecaster.horizon([member], [step + 1 == self.new_tokens])
+                [hidden] = session.super_step([member], horizon)
+                session.last_logits(hidden, member.lengths)
 
     def _forecast_ahead(
         self, session: InferenceSession, forecasters: Sequence[Forecaster]
-    ) -> Iterator[tuple[WindowBatch, Any, Any, np.ndarray | None]]:
-        """Embeddings and horizon of each batch of prompts. The predictor runs one batch before the model does, so that
-        the cache knows what waits in the queue."""
-        waiting: tuple[WindowBatch, Any, Any, np.ndarray] | None = None
+    ) -> Iterator[tuple[Member, np.ndarray | None]]:
+        """Each batch of prompts with its horizon. The predictor runs one batch before the model does, so that the cache
+        knows what waits in the queue."""
+        waiting: tuple[Member, np.ndarray] | None = None
         for b, forecaster in zip(self.batches, forecasters, strict=True):
             x, deepstack = session.embed(b.batch)
-            horizon = forecaster.prefill(x, b.batch.lengths, ends=True)
+            member = Member.prefill(b.batch, session.start(b.batch, self.new_tokens), x, deepstack)
+            horizon = forecaster.horizon([member], [True])
             if horizon is None or isinstance(forecaster, TrueForecast):
-                yield b, x, deepstack, horizon
+                yield member, horizon
                 continue
             if waiting is not None:
-                *before, own = waiting
-                yield *before, join_horizon(own[0], own[0], horizon[0], ends=True)
-            waiting = b, x, deepstack, horizon
+                before, own = waiting
+                yield before, join_horizon(own[0], [], [horizon[0]], ending=1)
+            waiting = member, horizon
         if waiting is not None:
             yield waiting
 
@@ -230,63 +227,63 @@ class ReplayedForecast:
         self._clock = clock
         self._embeddings = embeddings
         self._forecasts = iter(forecasts)
-        self._queued: np.ndarray | None = None
+        self.tokens_saved = 0
+        self._queue: Queue = ()
         self._step = 0
         self._cache: Any = None
 
-    def expect(self, queued: np.ndarray | None) -> None:
-        self._queued = queued
+    def expect(self, queued: Queue) -> None:
+        self._queue = queued
 
     def warm(self, lengths: np.ndarray) -> None:
         """Reads the prompts before a decode window."""
         _, self._cache = self._predictor.forecast(self._embeddings[:, : lengths.max()], lengths)
         self._lengths = lengths
 
-    def prefill(
-        self, x: Any, lengths: np.ndarray, visits: np.ndarray | None = None, *, ends: bool = False
-    ) -> np.ndarray:
+    def horizon(self, members: Sequence[Member], ends: Sequence[bool]) -> np.ndarray:
+        [member], [ends_now] = members, ends
         with self._clock.measure("predictor"):
-            self._predictor.forecast(self._embeddings[:, : lengths.max()], lengths)
-        return join_horizon(*next(self._forecasts), self._queued, ends=ends)
-
-    def decode(self, x: Any, active: np.ndarray, *, ends: bool = False) -> np.ndarray:
-        with self._clock.measure("predictor"):
-            token = self._embeddings[np.arange(len(active)), self._lengths + self._step][:, None]
-            _, self._cache = self._predictor.forecast(token, None, self._cache)
-        self._step += 1
-        return join_horizon(*next(self._forecasts), self._queued, ends=ends)
+            if member.phase == "prefill":
+                self._predictor.forecast(self._embeddings[:, : member.lengths.max()], member.lengths)
+            else:
+                token = self._embeddings[np.arange(len(self._lengths)), self._lengths + self._step][:, None]
+                _, self._cache = self._predictor.forecast(token, None, self._cache)
+                self._step += 1
+        now, following = next(self._forecasts)
+        return join_horizon(now, [] if ends_now else [following], self._queue, int(ends_now))
 
 
 def make_forecasters(
-    window: Window, variant: Variant, truth: np.ndarray | None, session: InferenceSession
+    window: Window, variant: Variant, truth: np.ndarray | None, session: InferenceSession, started: list[Sequences]
 ) -> list[Forecaster]:
     """The variant's forecasters, one per batch, ready for the window.
 
     Args:
       truth: bool [steps, L, E], what each step of the window needs.
+      started: see `Window.start`.
     """
     setup, clock = window.setup, session.engine.clock
     shared = make_forecaster(session, variant, setup.predictor, truth, look_ahead=window.num_steps)
     if not isinstance(shared, PredictedForecast):
         return [shared for _ in window.batches]
     forecasters: list[Forecaster] = []
-    queued: np.ndarray | None = None
-    everyone = np.ones(window.batch_size, bool)
-    for b, forecasts in reversed(list(zip(window.batches, window.forecasts(), strict=True))):
-        decodes = window.phase == "decode"
+    queue: Queue = ()
+    for n, forecasts in reversed(list(enumerate(window.forecasts()))):
+        b = window.batches[n]
         if setup.replayed:
             replayed = ReplayedForecast(setup.predictor, clock, setup.recording.embeddings[b.rows], forecasts)
-            if decodes:
+            if started:
                 replayed.warm(b.batch.lengths)
-                replayed.expect(queued)
-                queued = at_the_end(setup.following, b)
+                replayed.expect(queue)
+                queue = [at_the_end(setup.following, b)]
             forecasters.append(replayed)
         else:
             predicted = PredictedForecast(setup.predictor, clock, None)
-            if decodes:
-                predicted.prefill(session.embed(b.batch)[0], b.batch.lengths)
-                predicted.expect(queued)
-                queued = predicted.following(everyone)
+            if started:
+                prompts = Member.prefill(b.batch, started[n], session.embed(b.batch)[0], None)
+                [foretold] = predicted.foretell([prompts])
+                predicted.expect(queue)
+                queue = [foretold.following]
             forecasters.append(predicted)
     return forecasters[::-1]
 

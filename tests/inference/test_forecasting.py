@@ -11,8 +11,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from random_module import random_module
 from small_model import random_prompts, served, small_config
 
-from expertflow_jax.inference.forecasting import SOON, NoForecast, PredictedForecast
+from expertflow_jax.inference.forecasting import SOON, NoForecast
 from expertflow_jax.inference.generation import generate_batch
+from expertflow_jax.inference.members import Member
+from expertflow_jax.inference.predicted import PredictedForecast
 from expertflow_jax.inference.scoring import score_batch
 from expertflow_jax.inference.session import InferenceSession
 from expertflow_jax.offload.clock import VirtualClock
@@ -62,8 +64,8 @@ def test_rows_are_the_step_the_next_tokens_and_the_queue(predictor, session):
         (queued, True, [now, queued]),
     ]:
         forecaster = PredictedForecast(predictor, session.engine.clock, COSTS)
-        forecaster.expect(known)
-        horizon = forecaster.prefill(x, batch.lengths, ends=ends)
+        forecaster.expect([] if known is None else [known])
+        horizon = forecaster.horizon([Member.prefill(batch, session.start(batch, 4), x, None)], [ends])
         np.testing.assert_allclose(horizon, np.stack(expected), atol=1e-6)
 
 
@@ -88,10 +90,11 @@ def test_sequences_that_have_stopped_want_nothing_next(predictor, session):
     batch = pad_prompts(CONFIG, prompts())
     x, _ = session.embed(batch)
     forecaster = PredictedForecast(predictor, session.engine.clock, COSTS)
-    forecaster.prefill(x, batch.lengths)
+    sequences = session.start(batch, 4)
+    forecaster.horizon([Member.prefill(batch, sequences, x, None)], [False])
     active = np.array([False, True, False])
     token = STAGES.embed(np.full((3, 1), 5, np.int32), None, None)
-    horizon = forecaster.decode(token, active)
+    horizon = forecaster.horizon([Member.decode(sequences, token, active)], [False])
     _, cache = predictor.prefill(x, batch.lengths)
     probs, cache = predictor.decode(token, cache)
     np.testing.assert_allclose(horizon, [probs[1, 0], cache.following[1]], atol=1e-6)
@@ -101,11 +104,8 @@ class Spy(NoForecast):
     def __init__(self):
         self.ends = []
 
-    def prefill(self, x, lengths, visits=None, *, ends=False):
-        self.ends.append(ends)
-
-    def decode(self, x, active, *, ends=False):
-        self.ends.append(ends)
+    def horizon(self, members, ends):
+        self.ends += ends
 
 
 @pytest.mark.parametrize("limits", [[1, 1, 1], [3, 1, 2]])

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from expertflow_jax.errors import InputError, brief
 from expertflow_jax.harness.data import TaskData
-from expertflow_jax.harness.rows import CellRow, cell_id, measured
+from expertflow_jax.harness.rows import CellRow, measured
 from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.offload.misses import make_miss_policy
 from expertflow_jax.studies.accuracy import statistics
@@ -131,7 +131,7 @@ def make_row(
     losses: dict[str, Any] = execution.losses.rates()
     return CellRow(
         **{**common, "link": config.link},
-        cell_id=cell_id(cell),
+        cell_id=cell.id,
         task=cell.task,
         split=config.split,
         scheduler=cell.scheduler,
@@ -149,6 +149,8 @@ def make_row(
         **losses,
         bit_identical=bool((outcome.digests == reference.digests).all()),
         disk_bytes=execution.stats["disk_bytes"],
+        batches_per_block=cell.batches_per_block,
+        predictor_tokens_saved=execution.stats["predictor_tokens_saved"],
         experts_per_batch=execution.experts_per_batch,
         perplexity=None if execution.nats is None else math.exp(execution.nats),
     )

@@ -6,17 +6,19 @@ Axes: W examples, V vocabulary, L MoE layers, E experts.
 import dataclasses
 import gc
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from expertflow_jax import interrupts
 from expertflow_jax.harness.data import TaskData, forecast_prompts
-from expertflow_jax.inference.forecasting import Forecaster, predictor_time
-from expertflow_jax.inference.generation import generate_batch
+from expertflow_jax.inference.forecasting import Forecaster, Queue
+from expertflow_jax.inference.generation import BatchRequest, Choosing, generate_batches
 from expertflow_jax.inference.loading import LoadedModel
+from expertflow_jax.inference.members import StepRecord, needed_by_super_step
 from expertflow_jax.inference.memory import RequestSize, plan_request
-from expertflow_jax.inference.scoring import score_batch
+from expertflow_jax.inference.predicted import predictor_time
+from expertflow_jax.inference.scoring import score_batches
 from expertflow_jax.inference.served import make_forecaster, serve
 from expertflow_jax.inference.session import InferenceSession
 from expertflow_jax.offload.budget import MemoryPlan
@@ -26,7 +28,6 @@ from expertflow_jax.offload.misses.losses import Losses
 from expertflow_jax.predictor import Predictor
 from expertflow_jax.predictor.forecast import combine_sequences
 from expertflow_jax.processing import Processor, end_token_ids
-from expertflow_jax.processing.batching import Prompt
 from expertflow_jax.scheduling import Scheduler, make_scheduler
 from expertflow_jax.simulation.costs import ComputeCosts
 from expertflow_jax.studies.accuracy.grid import Cell
@@ -69,7 +70,12 @@ class Setting:
             model.config,
             stages.dense_bytes,
             model.store.expert_bytes,
-            RequestSize.of(data.prompts, self.batch_size, max(e.max_new_tokens for e in data.examples)),
+            RequestSize.of(
+                data.prompts,
+                self.batch_size,
+                max(e.max_new_tokens for e in data.examples),
+                cell.batches_per_block,
+            ),
             itemsize=np.dtype(stages.dtype).itemsize,
             predictor=self.predictor if cell.forecasts else None,
             memory_budget=cell.memory_budget,
@@ -98,7 +104,7 @@ class Execution:
       first_logits: float32 [W, V], of each answer's first token; under teacher forcing after the last token.
       digests: uint8 [W, 16], of the logits of all its tokens.
       nats: mean negative log-likelihood of all foretold tokens; None unless teacher-forced.
-      needed: bool [steps, L, E], experts that each step's router asked for.
+      needed: bool [super-steps, L, E], experts that the routers of each super-step asked for.
       stats: the engine's.
       losses: what the miss policy changed.
       tokens: prompt and answer tokens processed.
@@ -129,7 +135,8 @@ def execute(
     """Runs the cell from a warm cache.
 
     Args:
-      truth: bool [steps, L, E], `Execution.needed` of the all-resident run of the same batches, where it is forecast.
+      truth: bool [super-steps, L, E], `Execution.needed` of the all-resident run of the same blocks, where that is
+        forecast.
       on_batch: called with (batches done, batches in all).
 
     Raises:
@@ -163,61 +170,108 @@ def _run(
     first_logits = np.zeros((count, model.config.text.vocab_size), np.float32)
     digests = np.zeros((count, 16), np.uint8)
     nats: list[np.ndarray] = []
-    needed: list[np.ndarray] = []
-    distinct: list[float] = []
-    tokens = 0
+    tally = Tally()
     engine = session.engine
     forecaster = make_forecaster(session, cell.variant, setting.predictor, truth)
-    for done, (total, batch, queued) in enumerate(_batches(setting, cell, engine), start=1):
-        interrupts.check()
-        session.records = []
-        forecaster.expect(queued)
-        prompts = [data.prompts[i] for i in batch]
-        if data.task.teacher_forced:
-            scored = score_batch(session, prompts, forecaster, batch_size=setting.batch_size)
-            nats += [sequence.nats for sequence in scored]
-            answers = [(" ".join(map(str, s.greedy)), s.last_logits, s.logits_digest) for s in scored]
-        else:
-            limits = [data.examples[i].max_new_tokens for i in batch]
-            answers = _answers(setting, session, prompts, forecaster, limits)
-        for i, (text, logits, digest) in zip(batch, answers, strict=True):
-            texts[i], first_logits[i] = text, logits
-            digests[i] = np.frombuffer(bytes.fromhex(digest), np.uint8)
-        steps = [record.needed for record in session.records]
-        needed += steps
-        distinct.append(float(np.any(steps, axis=0).sum(axis=1).mean()))
-        tokens += sum(int(record.lengths.sum()) for record in session.records)
+    begun: list[np.ndarray] = []  # example indices of each batch
+
+    def batches() -> Iterator[tuple[np.ndarray, Queue]]:
+        for batch, queued in _batches(setting, cell, engine):
+            interrupts.check()
+            begun.append(batch)
+            yield batch, queued
+
+    session.records = []
+    run = _scored if data.task.teacher_forced else _answered
+    for number, answers in enumerate(run(setting, cell, session, forecaster, batches())):
+        for i, answer in zip(begun[number], answers, strict=True):
+            texts[i], first_logits[i] = answer.text, answer.logits
+            digests[i] = np.frombuffer(bytes.fromhex(answer.digest), np.uint8)
+            if answer.nats is not None:
+                nats.append(answer.nats)
+        tally.take(session.records)
         if on_batch is not None:
-            on_batch(done, total)
+            on_batch(number + 1, _number_of_batches(setting, count))
     return Execution(
         texts,
         first_logits,
         digests,
         float(np.mean(np.concatenate(nats), dtype=np.float64)) if nats else None,
-        np.stack(needed),
-        engine.stats(),
+        np.stack(tally.needed),
+        engine.stats() | {"predictor_tokens_saved": forecaster.tokens_saved},
         session.losses,
-        tokens,
-        float(np.mean(distinct)),
+        tally.tokens,
+        float(np.mean([asked.sum(axis=1).mean() for asked in tally.asked.values()])),
         session.peak_device_bytes,
         plan,
     )
 
 
-def _answers(
-    setting: Setting, session: InferenceSession, prompts: list[Prompt], forecaster: Forecaster, limits: list[int]
-) -> list[tuple[str, np.ndarray, str]]:
-    """(text, logits of the first token, digest of all logits) of each prompt's greedy answer."""
-    processor = setting.model.processor
-    generated = generate_batch(
-        session,
-        prompts,
-        forecaster,
-        max_new_tokens=limits,
-        stop_ids=processor.eos_token_ids if processor is not None else end_token_ids(setting.model.path),
-        batch_size=setting.batch_size,
+class Tally:
+    """What the steps of a run asked for, added up as batches end, so that records of steps do not pile up.
+
+    Attributes:
+      needed: bool [L, E] of each super-step.
+      asked: bool [L, E] of each batch by number, until its last answer.
+      tokens: processed.
+    """
+
+    def __init__(self) -> None:
+        self.needed: list[np.ndarray] = []
+        self.asked: dict[int, np.ndarray] = {}
+        self.tokens = 0
+
+    def take(self, records: list[StepRecord]) -> None:
+        """Adds what the steps recorded, and empties the list."""
+        self.needed += needed_by_super_step(records)
+        for record in records:
+            asked = self.asked.setdefault(record.batch, np.zeros_like(record.needed))  # [L, E]
+            asked |= record.needed
+            self.tokens += int(record.lengths.sum())
+        records.clear()
+
+
+class _Result(NamedTuple):
+    """What came of one example; see `Execution`."""
+
+    text: str
+    logits: np.ndarray  # float32 [V]
+    digest: str
+    nats: np.ndarray | None = None
+
+
+def _scored(
+    setting: Setting,
+    cell: Cell,
+    session: InferenceSession,
+    forecaster: Forecaster,
+    batches: Iterator[tuple[np.ndarray, Queue]],
+) -> Iterator[list[_Result]]:
+    """Each batch's sequences, teacher-forced: as text, the tokens that the model would have chosen."""
+    prompts = setting.data[cell.task].prompts
+    groups = (([prompts[i] for i in batch], queued) for batch, queued in batches)
+    sizes = {"batch_size": setting.batch_size, "batches_per_block": cell.batches_per_block}
+    for scored in score_batches(session, groups, forecaster, **sizes):
+        yield [_Result(" ".join(map(str, s.greedy)), s.last_logits, s.logits_digest, s.nats) for s in scored]
+
+
+def _answered(
+    setting: Setting,
+    cell: Cell,
+    session: InferenceSession,
+    forecaster: Forecaster,
+    batches: Iterator[tuple[np.ndarray, Queue]],
+) -> Iterator[list[_Result]]:
+    """Each batch's greedy answers."""
+    data, processor = setting.data[cell.task], setting.model.processor
+    requests = (
+        BatchRequest([data.prompts[i] for i in batch], [data.examples[i].max_new_tokens for i in batch], batch, queued)
+        for batch, queued in batches
     )
-    return [(_text(processor, answer.token_ids), answer.first_logits, answer.logits_digest) for answer in generated]
+    choosing = Choosing(processor.eos_token_ids if processor is not None else end_token_ids(setting.model.path))
+    sizes = {"batch_size": setting.batch_size, "batches_per_block": cell.batches_per_block}
+    for answers in generate_batches(session, requests, forecaster, choosing, **sizes):
+        yield [_Result(_text(processor, a.token_ids), a.first_logits, a.logits_digest) for a in answers]
 
 
 def _text(processor: Processor | None, ids: list[int]) -> str:
@@ -225,26 +279,31 @@ def _text(processor: Processor | None, ids: list[int]) -> str:
     return " ".join(map(str, ids)) if processor is None else processor.decode(ids)
 
 
-def _batches(
-    setting: Setting, cell: Cell, engine: ExpertCacheEngine
-) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
-    """(number of batches in all, example indices of a batch, what the batch behind it will use), window by window.
+def _windows(setting: Setting, count: int) -> list[np.ndarray]:
+    """Indices of the examples that the token scheduler sees together."""
+    return np.array_split(np.arange(count), -(-count // setting.window))
 
-    Forecasts for scheduling cost time. They say what waits in the queue, too: float32 [L, E], of the window's next
-    prefill; None where nothing was forecast.
+
+def _number_of_batches(setting: Setting, count: int) -> int:
+    return sum(-(-len(window) // setting.batch_size) for window in _windows(setting, count))
+
+
+def _batches(setting: Setting, cell: Cell, engine: ExpertCacheEngine) -> Iterator[tuple[np.ndarray, Queue]]:
+    """(example indices of a batch, what the batches behind it will use), window by window.
+
+    Forecasts for scheduling cost time. They say what waits in the queue, too, as far as the window goes; where nothing
+    was forecast, nothing is known of it.
     """
     scheduler = setting.scheduler(cell)
     data = setting.data[cell.task]
-    windows = np.array_split(np.arange(len(data.prompts)), -(-len(data.prompts) // setting.window))
-    total = sum(-(-len(window) // setting.batch_size) for window in windows)
-    for window in windows:
+    for window in _windows(setting, len(data.prompts)):
         signatures = setting.signatures[cell.task][window]
         if scheduler.uses_forecast:
             _book_scheduling(setting, data, window, engine)
         batches = scheduler.plan(signatures, arrival=window.tolist())
-        for batch, after in zip(batches, [*batches[1:], None], strict=True):
-            known = scheduler.uses_forecast and after is not None
-            yield total, window[batch], combine_sequences(signatures[after]) if known else None
+        uses = [combine_sequences(signatures[batch]) for batch in batches] if scheduler.uses_forecast else []
+        for number, batch in enumerate(batches, start=1):
+            yield window[batch], uses[number:]
 
 
 def _book_scheduling(setting: Setting, data: TaskData, window: np.ndarray, engine: ExpertCacheEngine) -> None:

@@ -11,6 +11,7 @@ import ml_collections
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.harness.cells import Axis, grids, made_by, number, one_of, values
+from expertflow_jax.harness.rows import cell_id
 from expertflow_jax.models.expert_dtypes import BITS
 from expertflow_jax.offload.misses import make_miss_policy
 from expertflow_jax.offload.variant import RESIDENT, Variant
@@ -21,7 +22,7 @@ from expertflow_jax.tasks.registry import task_class
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """Coordinates of one point. Exactly one of `cache_fraction` and `memory_budget` is set; `expert_dtype` is set where
-    experts are quantised."""
+    experts are quantised; `batches_per_block` batches go through the layers together."""
 
     task: str
     policy: str
@@ -31,6 +32,7 @@ class Cell:
     memory_budget: str | None
     seed: int
     expert_dtype: str | None = None
+    batches_per_block: int = 1
 
     @property
     def resident(self) -> "Cell":
@@ -40,8 +42,8 @@ class Cell:
 
     @property
     def reference(self) -> "Cell":
-        """The all-resident cell with the same batches and the experts as they are in the checkpoint."""
-        return dataclasses.replace(self.resident, expert_dtype=None)
+        """The all-resident cell with the same batches one by one, and the experts as they are in the checkpoint."""
+        return dataclasses.replace(self.resident, expert_dtype=None, batches_per_block=1)
 
     @property
     def baseline(self) -> "Cell":
@@ -63,11 +65,22 @@ class Cell:
         """Whether the routing path predictor runs in this cell, for its cache policy or its scheduler."""
         return self.variant.forecast == "predictor" or scheduler_class(self.scheduler).uses_forecast
 
+    @property
+    def id(self) -> str:
+        """Names the cell's files. Cells of single batches are named as if there were no others."""
+        coordinates = dataclasses.asdict(self)
+        if self.batches_per_block == 1:
+            del coordinates["batches_per_block"]
+        return cell_id(coordinates)
+
     def label(self) -> str:
         """Short name for progress and messages."""
         size = self.memory_budget or f"{self.cache_fraction:g}"
         quantized = f"/{self.expert_dtype}" if self.expert_dtype else ""
-        return f"{self.task} {self.policy}/{self.scheduler}/{self.miss_policy}{quantized} @{size} seed {self.seed}"
+        block = f" x{self.batches_per_block}" if self.batches_per_block > 1 else ""
+        return (
+            f"{self.task} {self.policy}/{self.scheduler}/{self.miss_policy}{quantized}{block} @{size} seed {self.seed}"
+        )
 
 
 _CONFIG_AXES = (Axis("tasks", made_by(task_class)), Axis("seeds", number(0)))
@@ -77,6 +90,7 @@ _AXES = (
     Axis("miss_policies", made_by(make_miss_policy)),
     Axis("expert_dtypes", lambda where, dtype: dtype and one_of(BITS)(where, dtype), ("",)),  # "": the model's own
 )
+_BLOCKS = Axis("batches_per_block", number(1), (1,))
 _FRACTIONS = Axis("cache_fractions", number(0.0, 1.0, above=True, unit="it is slots / experts"), ())
 _TASKS = Axis("tasks", made_by(task_class), ())  # of one grid alone; the config's by default
 _BUDGETS = Axis("memory_budgets", lambda _, budget: str(budget), ())
@@ -91,19 +105,22 @@ def cells(config: ml_collections.ConfigDict) -> list[Cell]:
     """
     named: dict[Cell, None] = {}
     tasks, seeds = values("config key ", config, _CONFIG_AXES)
-    for where, grid in grids(config, [a.key for a in (*_AXES, _FRACTIONS, _BUDGETS, _TASKS)], "configs/quickstart.py"):
+    for where, grid in grids(
+        config, [a.key for a in (*_AXES, _BLOCKS, _FRACTIONS, _BUDGETS, _TASKS)], "configs/quickstart.py"
+    ):
         fractions, budgets, grid_tasks = values(where, grid, (_FRACTIONS, _BUDGETS, _TASKS))
         sizes = [(fraction, None) for fraction in fractions] + [(None, budget) for budget in budgets]
         if not sizes:
             raise InputError(f"{where}: name cache_fractions or memory_budgets")
-        schedulers, policies, miss_policies, dtypes = values(where, grid, _AXES)
-        points = itertools.product(grid_tasks or tasks, schedulers, policies, miss_policies, sizes, dtypes, seeds)
-        for task, scheduler, policy, miss_policy, (fraction, budget), dtype, seed in points:
-            cell = Cell(task, policy, scheduler, miss_policy, fraction, budget, seed, dtype or None)
+        schedulers, policies, miss_policies, dtypes, blocks = values(where, grid, (*_AXES, _BLOCKS))
+        axes = (grid_tasks or tasks, schedulers, policies, miss_policies, sizes, dtypes, seeds, blocks)
+        for task, scheduler, policy, miss_policy, (fraction, budget), dtype, seed, block in itertools.product(*axes):
+            cell = Cell(task, policy, scheduler, miss_policy, fraction, budget, seed, dtype or None, block)
             named[cell.resident if cell.variant.whole else cell] = None
     references = {cell.reference: None for cell in named} | {cell.baseline: None for cell in named}
     references |= {cell.resident: None for cell in named if cell.variant.forecast == "truth"}  # whose routing it knows
     ordered = sorted(
-        references, key=lambda c: (c.task, c.seed, c.scheduler != "fifo", c.scheduler, c.expert_dtype or "")
+        references,
+        key=lambda c: (c.task, c.seed, c.scheduler != "fifo", c.scheduler, c.expert_dtype or "", c.batches_per_block),
     )
     return ordered + [cell for cell in named if cell not in references]

@@ -17,7 +17,7 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.harness import data as study_data
 from expertflow_jax.harness.environment import describe_environment
 from expertflow_jax.harness.inputs import claim_inputs, model_files, task_files
-from expertflow_jax.harness.rows import CellRow, cell_id
+from expertflow_jax.harness.rows import CellRow
 from expertflow_jax.inference.loading import load_model, pin_experts, with_expert_dtype
 from expertflow_jax.locate import locate
 from expertflow_jax.offload.budget import format_bytes
@@ -166,7 +166,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
 
 def _of_the_grid(writer: ResultWriter, todo: Sequence[Cell]) -> list[CellRow]:
     """Rows of the config's cells; says on standard error if there are others."""
-    named = {cell_id(cell) for cell in todo}
+    named = {cell.id for cell in todo}
     if others := [row.cell_id for row in writer.rows if row.cell_id not in named]:
         print(
             f"warning: {writer.path} has a row of {others[0]}, which the config does not name; left out",
@@ -191,7 +191,7 @@ def _run_cells(config: ml_collections.ConfigDict, setting: Setting, todo: list[C
 
     def outcome_of(cell: Cell) -> Outcome:
         if cell not in outcomes:
-            outcomes[cell] = Outcome.read(writer, cell_id(cell))
+            outcomes[cell] = Outcome.read(writer, cell.id)
         return outcomes[cell]
 
     finished = writer.finished_cells()
@@ -206,7 +206,7 @@ def _run_cells(config: ml_collections.ConfigDict, setting: Setting, todo: list[C
         bar = progress.add_task("", total=len(todo))
         for cell in todo:
             progress.update(bar, description=cell.label())
-            if cell_id(cell) not in finished:
+            if cell.id not in finished:
                 _run_cell(config, setting, cell, writer, outcomes, outcome_of)
             progress.advance(bar)
 

@@ -80,8 +80,8 @@ def run_once(
         engine = session.engine
         inside = engine.pool.key_of[engine.pool.key_of >= 0].tolist()
         session.records, session.samples_memory = [], sample_memory
-        forecasters = make_forecasters(window, variant, truth, session)
         started = window.start(session)
+        forecasters = make_forecasters(window, variant, truth, session, started)
         if setup.replayed:
             setup.stages.foretell(window.routing())
         gc.disable()

@@ -22,10 +22,10 @@ def test_a_batch_knows_the_one_behind_it_within_the_window(scheduler, foreseen, 
     )
     cell = Cell("t", "expertflow", scheduler, "wait", 0.5, None, 0)
     found = list(execution._batches(setting, cell, nothing))
-    assert sorted(np.concatenate([batch for _, batch, _ in found]).tolist()) == list(range(22))
-    for place, (total, _, queued) in enumerate(found):
-        assert total == len(found) == 6
-        if not foreseen or place in (2, 5):  # the last of a window: what comes next is not planned yet
-            assert queued is None
-        else:
-            np.testing.assert_array_equal(queued, combine_sequences(signatures[found[place + 1][1]]))
+    assert sorted(np.concatenate([batch for batch, _ in found]).tolist()) == list(range(22))
+    assert len(found) == execution._number_of_batches(setting, 22) == 6
+    for place, (_, queued) in enumerate(found):
+        behind = found[place + 1 : 3 if place < 3 else 6]  # of the window; what comes next is not planned yet
+        assert len(queued) == (len(behind) if foreseen else 0)
+        for use, (batch, _) in zip(queued, behind, strict=False):
+            np.testing.assert_array_equal(use, combine_sequences(signatures[batch]))
