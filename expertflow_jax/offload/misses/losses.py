@@ -4,6 +4,7 @@ Worked out from what the router chose and what ran, so that it holds for any pol
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ class Losses:
         self.exchanged += missing - gone
         self.discarded += float(share[lost].sum(dtype=np.float64))
 
-    def rates(self) -> dict[str, float]:
+    def rates(self) -> dict[str, Any]:
         """By the row keys: shares of all choices, and of all weight."""
         choices, weight = max(self.choices, 1), self.weight or 1.0
         return {

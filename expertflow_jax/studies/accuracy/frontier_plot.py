@@ -1,6 +1,7 @@
 """The Pareto plot of a task: accuracy against speed of every way to lose, one panel per cache size."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -44,7 +45,7 @@ def _point(ax: Axes, way: Way, colour: str, alpha: float) -> None:
         row = cell.row
         below, above = row.accuracy_delta - row.delta_ci_low, row.delta_ci_high - row.accuracy_delta
         errors = ([max(0.0, 100 * below)], [max(0.0, 100 * above)])
-        look = {"color": colour, "marker": marker, "mfc": face, "alpha": alpha, "capsize": 2, "ls": ""}
+        look: dict[str, Any] = {"color": colour, "marker": marker, "mfc": face, "alpha": alpha, "capsize": 2, "ls": ""}
         ax.errorbar([cell.speed_up or 0.0], [100 * row.accuracy_delta], errors, **look)
 
 
