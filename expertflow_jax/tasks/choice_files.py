@@ -14,13 +14,13 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from expertflow_jax.errors import InputError
+from expertflow_jax.errors import InputError, brief
 from expertflow_jax.tasks.files import rgb_bytes
 from expertflow_jax.tasks.questions import Question
 
 LETTERS = tuple(string.ascii_uppercase)
 ROTATION = 1_000_000
-IMAGE_REFERENCE = 64  # characters at most of an image cell that names another row
+IMAGE_REFERENCE = 64  # characters at most of an index, and of an image cell that names the row of one
 _ABSENT = ("", "nan", "NaN")
 # Texts that VLMEvalKit's reader (pandas) takes for a missing cell: it neither shows nor accepts such an option or hint.
 _PANDAS_MISSING = frozenset(
@@ -148,8 +148,8 @@ def _read_rows(path: Path, source: str, columns: Collection[str]) -> Rows:
     rows: Rows = {}
     for line, row in _lines(path, source, ("index", "question", *columns, "image")):
         number = row["index"].removesuffix(".0")  # as pandas writes a column that once had a gap
-        if not number.isdecimal():
-            raise InputError(f"{path}: line {line}: index {row['index']!r} is no number; correct the row")
+        if not number.isdecimal() or len(number) > IMAGE_REFERENCE:
+            raise InputError(f"{path}: line {line}: index {brief(row['index'])} is no number; correct the row")
         index = int(number)
         if index in rows:
             raise InputError(f"{path}: line {line}: index {index} occurs twice; remove one of the rows")

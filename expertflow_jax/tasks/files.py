@@ -5,18 +5,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from expertflow_jax.errors import InputError
-from expertflow_jax.processing.opening import check_pixels, quiet_open
+from expertflow_jax.errors import InputError, brief
+from expertflow_jax.files import read_whole
+from expertflow_jax.processing.opening import FORMATS, check_pixels, quiet_open
 
 
 def read_text(path: Path, source: str) -> str:
     """A text in UTF-8; `source` says where the official file comes from."""
+    content = read_whole(path, f"get it from {source}")
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; get it from {source}") from error
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error}); download it again from {source}") from error
 
@@ -57,5 +57,8 @@ def rgb_bytes(data: bytes, where: str) -> bytes:
             converted = io.BytesIO()
             image.convert("RGB").save(converted, "PNG")
             return converted.getvalue()
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{where}: not a readable image ({error}); download it again") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{where}: not a readable image; want {', '.join(FORMATS)}; download it again") from error
+    except Exception as error:  # damaged files fail in Pillow in any way
+        reason = brief(" ".join(str(error).split()) or type(error).__name__, 300)
+        raise InputError(f"{where}: not a readable image ({reason}); download it again") from error

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.files import read_whole
 from expertflow_jax.tasks.base import Example, scores_by_group, user_turn
 from expertflow_jax.tasks.files import rgb_bytes
 from expertflow_jax.tasks.questions import Question, select
@@ -131,10 +132,7 @@ class OfficialTask:
         for name in names:
             path = self.image_file(name)
             assert path is not None, "a task without image files reads images from its question files"
-            try:
-                data = path.read_bytes()
-            except OSError as error:
-                raise InputError(f"{path}: {error.strerror}; get the images from {self.source()}") from error
+            data = read_whole(path, f"get the images from {self.source()}")
             yield name, rgb_bytes(data, str(path))
 
     def score(self, example: Example, prediction: str) -> float:

@@ -182,3 +182,12 @@ def test_prepared_data_follows_the_file(tmp_path):
     write_mmbench(tmp_path, change(0, image=""))
     with pytest.raises(InputError, match="not a readable image"):
         make_task("mmbench", tmp_path, "val").examples()
+
+
+def test_an_index_of_thousands_of_digits_is_one_line(tmp_path):
+    table = rows()
+    table[0]["index"] = "9" * 5000
+    write_mmbench(tmp_path, table)
+    with pytest.raises(InputError, match=r"line 2: index 9+\.\.\. is no number") as caught:
+        make_task("mmbench", tmp_path, "dev").examples()
+    assert len(str(caught.value)) < 600

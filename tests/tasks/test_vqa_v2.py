@@ -1,5 +1,7 @@
 """VQA v2: the official files are read question for question; whatever is wrong with them is said in one line."""
 
+import os
+
 import numpy as np
 import pytest
 from official_files import annotations, encoded, image, questions, write_vqa
@@ -119,3 +121,18 @@ def test_a_corrupt_image_is_named(tmp_path, damage):
 def test_unknown_names(tmp_path, name, split, message):
     with pytest.raises(InputError, match=message):
         make_task(name, tmp_path, split)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["v2_mscoco_val2014_annotations.json", "val2014/COCO_val2014_000000000004.jpg"])
+@pytest.mark.parametrize("kind", ["pipe", "endless"])
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path, name, kind):
+    path = write_vqa(tmp_path) / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=rf"{path.name}: not a regular file; ") as caught:
+        make_task("vqa_v2", tmp_path, "val").examples()
+    assert "\n" not in str(caught.value)

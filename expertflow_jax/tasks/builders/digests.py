@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -48,6 +49,8 @@ class Digests:
         name = str(path.absolute())
         try:
             status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # a pipe or a device has no end
+                raise InputError(f"{path}: not a regular file; put one in its place")
             stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
             known, digest = self._entries.get(name, ([], ""))
             if known == stamp:
