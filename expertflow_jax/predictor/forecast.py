@@ -35,9 +35,20 @@ def combine_sequences(use: Float[np.ndarray, "B L E"]) -> Float[np.ndarray, "L E
     return (-np.expm1(logs)).astype(np.float32)
 
 
+# Batches of a block ask for alike experts, so that their union is smaller than if they were independent: P(none asks)
+# is that of independent ones to this power. Of 1, 0.9, ..., 0.4 the likeliest on recorded decode steps in blocks of 2,
+# 4, 8 and 16 batches, carried to two full-size models, were 0.4 to 0.6; 0.6 is likelier than 1 in all eight.
+ALIKE = 0.6
+
+
 def combine_batches(uses: Sequence[Float[np.ndarray, "L E"]]) -> Float[np.ndarray, "L E"]:
-    """P(any batch of a block uses the expert) as float32, of each one's: M arrays. One batch's keeps its bits."""
-    return uses[0] if len(uses) == 1 else combine_sequences(np.stack(uses))
+    """P(any batch of a block uses the expert) as float32, of each one's: M arrays; at least that of the likeliest. One
+    batch's keeps its bits."""
+    if len(uses) == 1:
+        return uses[0]
+    uses_MxLxE = np.stack(uses)
+    independent = combine_sequences(uses_MxLxE).astype(np.float64)
+    return np.maximum(1 - (1 - independent) ** ALIKE, uses_MxLxE.max(0)).astype(np.float32)
 
 
 ROWS_OF_EACH = 32

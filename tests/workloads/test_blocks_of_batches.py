@@ -26,9 +26,16 @@ def batches(count, seed=0, tokens=3):
 
 
 def test_a_union_of_one_batch_keeps_its_bits():
-    use = np.float32([[0.1, 0.7]])
+    use = np.float32([[0.0, 0.1, 0.7, 1.0]])
     assert combine_batches([use]) is use
-    np.testing.assert_allclose(combine_batches([use, use]), [[1 - 0.9**2, 1 - 0.3**2]], rtol=1e-6)
+
+
+def test_a_union_is_at_least_its_likeliest_and_at_most_that_of_independent_batches():
+    uses = [np.float32([[0.0, 0.1, 0.7, 1.0]]), np.float32([[0.0, 0.1, 0.0, 0.5]])]
+    union, independent = combine_batches(uses), combine_sequences(np.stack(uses))
+    assert (union >= uses[0]).all()
+    assert (union <= independent + 1e-6).all()
+    np.testing.assert_array_equal(union[0, [0, 3]], [0, 1])
 
 
 def test_super_steps_hold_the_steps_of_all_members_in_order():
@@ -46,7 +53,7 @@ def test_super_steps_hold_the_steps_of_all_members_in_order():
 def test_the_next_block_is_foreseen_from_the_first_step_on():
     recorded = batches(4)
     steps = in_blocks(recorded, 2)
-    queued = combine_sequences(np.stack([batch[0].now for batch in recorded[2:]]))
+    queued = combine_batches([batch[0].now for batch in recorded[2:]])
     for number, step in enumerate(steps[:STEPS]):
         ends = number == STEPS - 1
         np.testing.assert_allclose(step.horizon[-1], queued if ends else 0.2 * queued, rtol=1e-6)
