@@ -187,7 +187,7 @@ def test_bfloat16(case):
     assert relative_error(np.asarray(out.logits)[0, first], expected[0]) < 0.1
 
 
-@pytest.mark.parametrize("case", ["mixtral_window", "switch_small_capacity"])
+@pytest.mark.parametrize("case", ["mixtral_window", pytest.param("switch_small_capacity", marks=pytest.mark.slow)])
 def test_text_in_text_out_without_a_template(tmp_path, case):
     """A base model with a tokenizer continues the text as it stands, or answers it, and takes no images."""
     values = json.loads((GOLDENS / case / "config.json").read_text())

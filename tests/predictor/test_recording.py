@@ -63,8 +63,8 @@ def test_traces_are_those_of_the_models_own_greedy_answers(parts):
 
 def test_next_router_ranks_start_at_the_second_layer(parts):
     _, processor, recorder = parts
-    prompts = [encode_example(processor, example) for example in unusual_examples(2)]
-    _, trace, _ = recorder.record(prompts, np.array([2, 2]))
+    prompts = [encode_example(processor, example) for example in unusual_examples(3)]
+    _, trace, _ = recorder.record(prompts, np.full(3, LIMIT))
     used = trace.token_mask()
     ranked = trace.speculative[used]
     assert (ranked[:, 0] == -1).all()
@@ -76,11 +76,11 @@ def test_next_router_ranks_start_at_the_second_layer(parts):
 
 def test_an_end_token_ends_the_answer(parts):
     module, processor, recorder = parts
-    prompts = [encode_example(processor, example) for example in unusual_examples(1)]
-    _, _, (answer,) = recorder.record(prompts, np.array([LIMIT]))
+    prompts = [encode_example(processor, example) for example in unusual_examples(1)] * 3
+    _, _, (answer, *_) = recorder.record(prompts, np.full(3, LIMIT))
     stopping = Recorder(module, (answer[0],), "")
-    _, trace, (stopped,) = stopping.record(prompts, np.array([LIMIT]))
-    assert stopped == []
+    _, trace, stopped = stopping.record(prompts, np.full(3, LIMIT))
+    assert stopped == [[]] * 3
     assert trace.lengths.tolist() == trace.prompt_lengths.tolist()
 
 
@@ -95,7 +95,7 @@ def test_finished_trace_sets_are_kept_and_others_recorded_again(parts, tmp_path)
     def run(count: int) -> bool:
         source = {"count": count}
         return record(
-            make, processor, lambda: unusual_examples(count), tmp_path, source=source, batch_size=2, show_progress=False
+            make, processor, lambda: unusual_examples(count), tmp_path, source=source, batch_size=3, show_progress=False
         )
 
     assert run(3)
@@ -109,5 +109,5 @@ def test_finished_trace_sets_are_kept_and_others_recorded_again(parts, tmp_path)
     (tmp_path / "manifest.json").unlink()  # as after a kill
     assert run(3)
     assert TraceSet.load(tmp_path).checksum == first.checksum
-    assert run(2)
-    assert len(TraceSet.load(tmp_path)) == 2
+    assert run(6)
+    assert len(TraceSet.load(tmp_path)) == 6
