@@ -1,5 +1,7 @@
 """A randomly initialised Qwen3-VL-MoE of a few thousand parameters, served as a checkpoint would be."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,8 +56,9 @@ def small_config(**text) -> Qwen3VLMoeConfig:
     )
 
 
+@functools.cache
 def served(config: Qwen3VLMoeConfig, seed: int = 0) -> tuple[Stages, ExpertStore]:
-    """Compiled stages and a full host tier of a random model."""
+    """Compiled stages and a full host tier of a random model; the same for all tests, which change neither."""
     module = random_module(Qwen3VLMoe, config, seed=seed)
     text = config.text
     layers = [i for i in range(text.num_hidden_layers) if text.is_moe(i)]
