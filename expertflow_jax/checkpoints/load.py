@@ -117,7 +117,7 @@ def load_model(path: str | Path, dtype: Any = None) -> CausalLM:
     for number, expert, gate_up, down in experts:
         stacked[layers[number], "gate_up"][expert] = gate_up
         stacked[layers[number], "down"][expert] = down
-    values = {("experts", *where): jnp.array(array) for where, array in stacked.items()}
+    values: dict[Any, Any] = {("experts", *where): jnp.array(array) for where, array in stacked.items()}
     nnx.update(module, nnx.from_flat_state(values))
     return module
 

@@ -8,6 +8,7 @@ T tokens, S cache length, L MoE layers, E experts, K top-k, M ranked experts, D 
 import dataclasses
 import functools
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,9 @@ def record(
         raise InputError(f"{folder}: no examples to record; raise the number of examples")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
-        Progress(*columns, TimeRemainingColumn(), disable=not show_progress) as progress,
+        Progress(
+            *columns, TimeRemainingColumn(), disable=not show_progress, auto_refresh=sys.stdout.isatty()
+        ) as progress,
         TraceSetWriter(folder, source=source) as writer,
     ):
         bar = progress.add_task(f"routing traces {Path(folder).name}", total=len(todo))

@@ -5,6 +5,7 @@ on ends with the same loss as an undisturbed one, and its log has every step onc
 """
 
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -112,4 +113,10 @@ def run_steps(
 
 def _progress(show: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), disable=not show)
+    return Progress(
+        *columns,
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        disable=not show,
+        auto_refresh=sys.stdout.isatty(),
+    )

@@ -202,7 +202,7 @@ def _run_cells(config: ml_collections.ConfigDict, setting: Setting, todo: list[C
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns) as progress:
+    with Progress(*columns, auto_refresh=sys.stdout.isatty()) as progress:
         bar = progress.add_task("", total=len(todo))
         for cell in todo:
             progress.update(bar, description=cell.label())

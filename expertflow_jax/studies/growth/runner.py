@@ -88,7 +88,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
         claim_inputs(place, {name: Path(file) for name, file in costs.items() if file})
         results = place.row_file("results.jsonl", with_keys("cell", "kind"))
         finished = {row["cell"] for row in results.rows}
-        with Progress(*columns, TextColumn("{task.description}")) as progress:
+        with Progress(*columns, TextColumn("{task.description}"), auto_refresh=sys.stdout.isatty()) as progress:
             bar = progress.add_task("", total=len(cells))
             for number, (label, measure) in enumerate(cells):
                 progress.update(bar, description=label)

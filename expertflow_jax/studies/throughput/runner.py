@@ -138,7 +138,7 @@ def _whole_cells(rows: list[Row], cells: list[Cell]) -> set[tuple]:
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Any]:
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.description}")) as progress:
+    with Progress(*columns, TextColumn("{task.description}"), auto_refresh=sys.stdout.isatty()) as progress:
         bar = progress.add_task("", total=total, completed=-1)
         yield lambda label: progress.update(bar, description=label, advance=1)
         progress.update(bar, completed=total, description="")
