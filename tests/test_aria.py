@@ -48,7 +48,7 @@ def given(batch):
     return {"input_ids": arrays["input_ids"], "attention_mask": mask} | images, mask, arrays
 
 
-@pytest.mark.parametrize("batch", ["image", "ragged"])
+@pytest.mark.parametrize("batch", [pytest.param("image", marks=pytest.mark.slow), "ragged"])
 def test_logits_and_routes_of_transformers_at_half_of_the_experts(batch):
     inputs, mask, arrays = given(batch)
     with load(policy="resident") as model:
@@ -62,6 +62,7 @@ def test_logits_and_routes_of_transformers_at_half_of_the_experts(batch):
     np.testing.assert_array_equal(routes[mask], arrays["expert_ids"].transpose(0, 2, 1, 3)[mask])
 
 
+@pytest.mark.slow
 def test_experts_on_disk_give_the_same_bits_and_quantised_ones_are_near():
     inputs, mask, arrays = given("ragged")
     with load() as model:
@@ -121,6 +122,7 @@ def test_the_plan_refuses_more_images_than_it_holds(directory):
             model.generate(messages, [ITEMS[0].image] * 3)
 
 
+@pytest.mark.slow
 def test_the_budget_holds(directory):
     with load(directory, policy="on_demand", cache_fraction=0.5) as model:
         budget = model.memory_plan().total_bytes

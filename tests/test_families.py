@@ -106,7 +106,8 @@ def test_greedy_tokens_and_routes_of_transformers_and_the_same_bits_at_half_the_
 
 
 # All that a layer may have: a window, a shared expert, none at all; and two stacks.
-@pytest.mark.parametrize("case", [pytest.param("qwen2_moe_window", marks=pytest.mark.slow), "switch_small_capacity"])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", TWO_FAMILIES)
 def test_traces_for_a_predictor_are_those_of_transformers(case):
     """The recorder answers with the same tokens over the same routes."""
     arrays = ragged(case)

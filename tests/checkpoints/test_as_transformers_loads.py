@@ -65,7 +65,10 @@ def test_logits_and_greedy_tokens_of_transformers(case):
         assert model.generate(ids.tolist(), max_new_tokens=len(greedy))[0].token_ids == greedy.tolist()
 
 
-@pytest.mark.parametrize("case", TEXT)
+SOME = [pytest.param(case, marks=pytest.mark.slow if case in ("aria", "olmoe_clip") else ()) for case in TEXT]
+
+
+@pytest.mark.parametrize("case", SOME)
 def test_a_stored_head_stays_whatever_the_config_ties(tmp_path, case):
     source = GOLDENS / "models" / case
     tied = rewrite(source, tmp_path / "tied", lambda tensors: tensors, {"tie_word_embeddings": True})
