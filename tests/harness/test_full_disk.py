@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_killed_commands import COMMANDS, SLOW
+from test_killed_commands import COMMANDS
 
 KIBIBYTES = {  # sizes at which runs of the command end in several places
     "scale": (4, 40, 100),
@@ -49,8 +49,9 @@ def refused(command, folder: Path, workdir: Path, reason: str) -> None:
     assert not partial
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", ["scale", *SLOW])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_full_disk_is_one_line_and_a_rerun_completes(name, tmp_path, disk):
     command, workdir = COMMANDS[name], disk / "run"
     mounted(disk, "-o", "size=4k")
@@ -65,7 +66,9 @@ def test_a_full_disk_is_one_line_and_a_rerun_completes(name, tmp_path, disk):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["scale", *SLOW])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "scale" else pytest.mark.slow) for name in COMMANDS]
+)
 def test_a_read_only_disk_is_one_line(name, tmp_path, disk):
     mounted(disk, "-o", "ro")
     refused(COMMANDS[name], tmp_path, disk / "run", "Read-only file system")
