@@ -3,7 +3,8 @@
     python -m train.predictor --config=configs/text_predictor.py --config.model=DIR --config.data_dir=DATA --workdir=OUT
 
 DATA/text/train.jsonl and val.jsonl hold one {"text": "..."} per line (or train.txt and val.txt). For prompts that the
-model answers, write DATA/prompts/train.jsonl and val.jsonl of {"prompt": "..."}, and add
+model answers, write DATA/prompts/train.jsonl and val.jsonl of {"prompt": "..."} or {"messages": [...]}, whose items may
+hold pictures ({"type": "image", "image": "scene.png"}, from DATA/prompts, or a data: URL), and add
 --config.sequences.train.prompts=N; a task with 0 sequences is not read.
 """
 

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from expertflow_jax import interrupts
+from expertflow_jax.errors import InputError, brief
 from expertflow_jax.files import check_room, write_error
 from expertflow_jax.harness.row_file import with_keys
 from expertflow_jax.harness.workdir import Workdir
@@ -68,7 +69,7 @@ def run_steps(
 
     Raises:
       FloatingPointError: the loss is not finite.
-      InputError: checkpoint or log cannot be written.
+      InputError: checkpoint or log cannot be written, or the newest checkpoint cannot be read.
     """
     log = workdir.row_file("metrics.jsonl", with_keys("step", "loss"))
     folder = (workdir.path / "checkpoints").absolute()
@@ -77,9 +78,7 @@ def run_steps(
         with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=2)) as manager:
             first = 0
             if (latest := manager.latest_step()) is not None:
-                abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-                state = manager.restore(latest, args=ocp.args.StandardRestore(abstract))
-                first = latest
+                state, first = _restored(manager, latest, state), latest
             log.keep(lambda row: row["step"] < first)  # the others come again
             with _progress(show_progress) as progress:
                 bar = progress.add_task(name, total=steps, completed=first, note="compiling")
@@ -109,6 +108,19 @@ def run_steps(
     except OSError as error:
         raise write_error(folder, error) from error
     return state, log.rows[-1]
+
+
+def _restored(manager: ocp.CheckpointManager, step: int, state: State) -> State:
+    """The state after `step` steps; raises InputError if the checkpoint cannot be read."""
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+    try:
+        return manager.restore(step, args=ocp.args.StandardRestore(abstract))
+    except Exception as error:  # a damaged checkpoint fails in Orbax in any way
+        reason = brief(" ".join(str(error).split()), 200)
+        raise InputError(
+            f"{manager.directory / str(step)}: damaged, or of another run ({reason}); delete it to go on from the one "
+            "before"
+        ) from error
 
 
 def _progress(show: bool) -> Progress:
