@@ -73,6 +73,7 @@ class OffloadedModel:
         self._session = open_session(model, self._variant, plan.slots, link, RealClock(), **served)
         self._engine = self._session.engine
         self._tokens = 0
+        self._tokens_saved = 0
 
     @classmethod
     def from_pretrained(
@@ -298,7 +299,9 @@ class OffloadedModel:
             batches = [encoded[start : start + size] for start in range(0, len(encoded), size)]
             for batch in batches:
                 check_request(self._model.config, self._size, batch, wishes.new_tokens)
-            answers = list(answer_batches(self._model, self._session, self._forecaster(), batches, wishes, block))
+            forecaster = self._forecaster()
+            answers = list(answer_batches(self._model, self._session, forecaster, batches, wishes, block))
+            self._tokens_saved += forecaster.tokens_saved
             self._tokens += sum(len(p.input_ids) for p in encoded) + sum(len(a.token_ids) for a in answers)
             return answers
 
@@ -310,6 +313,8 @@ class OffloadedModel:
         return stats | {
             "tokens": self._tokens,
             "tokens_per_second": self._tokens / wall if wall else 0.0,
+            "batches_per_block": self._size.batches,
+            "predictor_tokens_saved": self._tokens_saved,
             "memory_budget_bytes": self._plan.total_bytes,
             "peak_device_bytes": self._session.peak_device_bytes,
             "cache_fraction": self._plan.cache_fraction,
@@ -322,7 +327,7 @@ class OffloadedModel:
         """Starts the counts anew; the cache stays as it is."""
         with self._turns.take("reset_stats"):
             self._engine.reset_stats()
-            self._tokens = 0
+            self._tokens = self._tokens_saved = 0
 
     def memory_plan(self) -> MemoryPlan:
         """Bytes per tier and part."""
