@@ -4,6 +4,9 @@ Per MoE layer: attention and router of every member on the device, one read of w
 request to the engine for the union, and each arriving expert on the rows of every member that chose it. A member keeps
 its arrays and its compiled shapes, every row's output lands in its own place of its member's output, and all are added
 in one fixed order: neither rounds nor other members change a result.
+
+Where every expert is in a slot there is nothing to wait for: small models decode in one call (`selection.py`), and the
+host reads what was chosen when it reads the logits.
 Axes: B sequences, T new tokens, N = B * T, L MoE layers, E experts, K top-k, D model width.
 """
 
@@ -70,6 +73,8 @@ class Layers:
         self.costs = costs
         self.copies = copies
         self.losses = Losses()
+        self._decode_layers = stages.config.text.decode_layers
+        self._unread: tuple[StepRecord, list[jax.Array]] | None = None  # ids [B, 1, K] of each MoE layer, on the device
 
     @property
     def clock(self) -> Clock:
@@ -100,11 +105,12 @@ class Layers:
         Returns:
           the hidden states, and the most bytes that lived on the device where a layer's outputs are combined.
         """
+        if look is None and len(members) == 1 and self._runs_at_once(members[0], records[0]):
+            return [self._decode_at_once(members[0], records[0])], bytes_in_use() if sample else 0
         passages = [_Passage(member, record, member.x) for member, record in zip(members, records, strict=True)]
-        decode_layers = self.stages.config.text.decode_layers
         moe_layer = peak = 0
         for layer, is_moe in enumerate(self.stages.is_moe):
-            present = [p for p in passages if p.member.phase == "prefill" or decode_layers[layer]]
+            present = [p for p in passages if p.member.phase == "prefill" or self._decode_layers[layer]]
             if present and is_moe:
                 peak = max(peak, self._moe_layer(layer, moe_layer, present, sample))
             elif present:
@@ -117,6 +123,35 @@ class Layers:
                 if look is not None:
                     look(f"layer {layer}", passage.x, passage.member.lengths)
         return [passage.x for passage in passages], peak
+
+    def at_once(self, batch_size: int) -> bool:
+        """Whether this many sequences are decoded in one call; it would save nothing where stages have stated costs."""
+        if self.costs is not None or not self.miss_policy.lossless or not self.engine.pool.holds_all:
+            return False
+        return self.stages.selects(batch_size)
+
+    def settle(self) -> None:
+        """Fills in the record of a step that ran in one call, and counts it: waits for the step."""
+        if self._unread is not None:
+            record, ids = self._unread
+            self._unread = None
+            layers = [i for i, layer in enumerate(self.stages.moe_layers) if self._decode_layers[layer]]
+            record.expert_ids[:, :, layers] = np.stack(jax.device_get(ids), axis=2)
+            for layer in layers:
+                chosen = record.expert_ids[:, :, layer]
+                record.needed[layer, chosen[chosen >= 0]] = True
+            self.engine.count_hits(len(layers), int(np.count_nonzero(record.needed)))
+
+    def _runs_at_once(self, member: Member, record: StepRecord) -> bool:
+        return member.phase == "decode" and record.speculative is None and self.at_once(len(member.lengths))
+
+    def _decode_at_once(self, member: Member, record: StepRecord) -> jax.Array:
+        sequences, pool = member.sequences, self.engine.pool
+        experts_LxE = [pool.layer_buffers(layer) for layer in range(pool.num_layers)]
+        where = (member.positions, sequences.lengths, member.lengths)
+        x, ids, sequences.kv = self.stages.decode_step(experts_LxE, sequences.kv, member.x, *where)
+        self._unread = record, ids
+        return x
 
     def _dense_layer(self, layer: int, passages: Sequence[_Passage]) -> None:
         for passage in passages:

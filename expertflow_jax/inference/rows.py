@@ -28,21 +28,28 @@ def smallest_rows(tokens: int) -> int:
     return min(SMALLEST_ROWS, 1 << max(tokens - 1, 0).bit_length())
 
 
+def paddings(tokens: int) -> list[int]:
+    """Every C of an expert in a step of N tokens, ascending."""
+    sizes = [smallest_rows(tokens)]
+    while sizes[-1] < tokens:
+        sizes.append(2 * sizes[-1])
+    return sizes
+
+
 def group_shapes(tokens: int, top_k: int, num_experts: int, most_rows: int | None = None) -> list[tuple[int, int]]:
     """Every (n, C) of a group that a step of N tokens may run, whatever its routing and the order of arrivals.
 
     Args:
       most_rows: of one expert, where it is known; None: all N.
     """
-    padding, shapes = smallest_rows(tokens), []
-    most = tokens if most_rows is None else min(most_rows, tokens)
-    while True:
-        least = 1 if padding == smallest_rows(tokens) else padding // 2 + 1  # rows of an expert that is padded to C
+    most, shapes, least = tokens if most_rows is None else most_rows, [], 1
+    for padding in paddings(tokens):
+        if least > most:
+            break
         experts = min(num_experts, tokens * top_k // least)
         shapes += [(size, padding) for size in group_sizes(padding) if size <= experts]
-        if padding >= most:
-            return shapes
-        padding *= 2
+        least = padding + 1  # rows of an expert that takes the next size
+    return shapes
 
 
 @dataclasses.dataclass(frozen=True)

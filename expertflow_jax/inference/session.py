@@ -112,13 +112,17 @@ class InferenceSession:
         size, rest = batch.input_ids.shape[0], (text.num_key_value_heads, text.head_dim)
         shapes = [(size, room if cached else 0, *rest) for cached in text.cached_layers]
         if max_new_tokens > 1:
-            # Decoding goes on for many steps, and a new group would hold up each in turn. A prefill is one step: what
-            # it needs is compiled as it comes, which is less than all that it might have needed.
-            self.stages.precompile(size, [1])
+            self._prepare_decoding(size)
         self._batches += 1
         visits = batch.visits(text)
         phases = None if visits is None else {"prefill": visits, "decode": _of_last(visits, batch.lengths)}
         return _no_tokens(shapes, self.stages.dtype, batch.next_position, self._batches, phases)
+
+    def _prepare_decoding(self, batch_size: int) -> None:
+        """Decoding goes on for many steps, and a new group would hold up each in turn. A prefill is one step: what it
+        needs is compiled as it comes, which is less than all that it might have needed."""
+        if not self._layers.at_once(batch_size):
+            self.stages.precompile(batch_size, [1])
 
     def begin_batch(self) -> None:
         """Another batch than before runs from here on; a prefill says so itself."""
@@ -144,12 +148,15 @@ class InferenceSession:
     ) -> list[Float[jax.Array, "B T D"]]:
         """One step of every member; returns the final hidden states of each (see `last_logits`).
 
+        What a step chose is recorded and counted by the time its logits are there, or the next one begins.
+
         Args:
           members: each of another batch, in any order, at any phase.
           horizon: forecast of what all of them will use, see `ExpertCacheEngine.begin_step`.
         """
         if any(member.phase == "prefill" for member in members):
             self.begin_batch()
+        self._settle()
         self._super_steps += 1
         records = [self._new_record(member) for member in members]
         sample = self._new_shape(members)
@@ -172,9 +179,14 @@ class InferenceSession:
         Raises:
           NumericError: a sequence's are NaN or infinite.
         """
-        logits_BxV, finite_B = jax.device_get(_with_finite(self.device_logits(hidden, lengths)))
+        judged = _with_finite(self.device_logits(hidden, lengths))
+        self._settle()
+        logits_BxV, finite_B = jax.device_get(judged)
         self.check_numbers(hidden, finite_B | (lengths == 0))
         return logits_BxV
+
+    def _settle(self) -> None:
+        self._layers.settle()
 
     def device_logits(self, hidden: jax.Array, lengths: Int[np.ndarray, "B"]) -> jax.Array:
         """The same left on the device, and not looked at."""

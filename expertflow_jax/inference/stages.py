@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from expertflow_jax.inference.rows import group_shapes
+from expertflow_jax.inference.selection import can_select, run_selected, whole_step
 from expertflow_jax.models import experts
 from expertflow_jax.processing.batching import PromptBatch
 
@@ -94,12 +95,7 @@ class Stages:
         self._head = jax.jit(lambda weights, x: merged(weights).head_stage(x))
         self._deepstack = jax.jit(lambda weights, x, visual, index: merged(weights).add_deepstack(x, visual, index))
 
-        # Reshapes are inside: each would be a dispatch of its own, and there are many to a step.
-        def combine(h: jax.Array, out: jax.Array, weights: jax.Array) -> jax.Array:
-            flat = experts.combine(h.reshape(-1, h.shape[-1]), out, weights.reshape(-1, weights.shape[-1]))
-            return flat.reshape(h.shape)
-
-        self._combine = jax.jit(combine)
+        self._combine = jax.jit(_combine)
         # With its sharding stated it counts to the jit cache as what `run_experts` returns: one program for both.
         self._memory = jax.sharding.SingleDeviceSharding(device, memory_kind="device")
         self._zeros = jax.jit(
@@ -110,9 +106,13 @@ class Stages:
         def run(out: jax.Array, y: jax.Array, rows: jax.Array, *buffers: experts.Parts) -> jax.Array:
             return experts.run_expert_group(layout, buffers, rows, y.reshape(-1, y.shape[-1]), out)
 
+        def select(parts: Sequence[experts.Parts], y: jax.Array, ids: jax.Array) -> jax.Array:
+            return run_selected(layout, parts, y, ids)
+
         self.layout = layout
         self._compiled: set[tuple[int, int]] = set()  # (B, T) whose groups `precompile` has seen
         self._run = jax.jit(run, donate_argnums=0)
+        self._whole: Any = whole_step(self, select)
 
     @property
     def layer_states(self) -> list[Any]:
@@ -169,6 +169,14 @@ class Stages:
         """Adds the outputs of n experts to `out` (donated): rows int32 [n, C], y [B, T, D]."""
         return self._run(out, y, rows, *buffers)
 
+    def selects(self, tokens: int) -> bool:
+        """Whether a decode step of N tokens may run as `decode_step`."""
+        return can_select(self.layout, len(self.moe_layers), self.config.text.num_experts, tokens)
+
+    def decode_step(self, experts_LxE: Any, kv: Any, x: jax.Array, *where: Any) -> tuple[Any, ...]:
+        """All layers in one call, where all experts are there; donates `kv`. See `selection.whole_step`."""
+        return self._whole(self.layer_weights, experts_LxE, kv, x, *where)
+
     def combine(self, h: jax.Array, out: jax.Array, weights: Any) -> jax.Array:
         """Residual h [B, T, D] plus expert outputs, weighted [B, T, K] or [N, K], in the order of K: [B, T, D]."""
         return self._combine(h, out, weights)
@@ -216,7 +224,14 @@ class Stages:
 
     def compilations(self) -> int:
         """How many executables exist; bounded because lengths, batches and rows are bucketed."""
-        jitted = (self._vision, self._embed, self._head, self._deepstack, self._run, self._combine)
+        jitted = (self._vision, self._embed, self._head, self._deepstack, self._run, self._whole, self._combine)
         layers = (stage for s in self._structures for stage in (s.attend, s.dense, s.route))
         cached: list[Any] = [*jitted, *layers]  # the counter is not in the declared type
         return sum(f._cache_size() for f in cached)
+
+
+# Reshapes are inside: each would be a dispatch of its own, and there are many to a step.
+def _combine(h: jax.Array, out: jax.Array, weights: jax.Array) -> jax.Array:
+    """h [B, T, D], out [N * K + 1, D], weights [B, T, K] or [N, K] -> [B, T, D]."""
+    flat = experts.combine(h.reshape(-1, h.shape[-1]), out, weights.reshape(-1, weights.shape[-1]))
+    return flat.reshape(h.shape)

@@ -244,6 +244,15 @@ class ExpertCacheEngine:
                 self.policy.observe_hidden(layer, router_probs, top_k)
             self._link.pump(changed=True)
 
+    @bookkeeping
+    def count_hits(self, layer_steps: int, hits: int) -> None:
+        """Counts layer-steps that were computed without asking, because the pool holds all experts."""
+        with self._changed:
+            self._guard.enter()
+            self._traffic.tick += layer_steps
+            self._counts["layer_steps"] += layer_steps
+            self._counts["hits"] += hits
+
     def usable(self, layer: int) -> Bool[np.ndarray, "E"]:
         """Experts of `layer` that have arrived, bool [E]; they stay until its rounds end or another layer begins."""
         num_experts = self.store.num_experts

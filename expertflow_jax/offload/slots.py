@@ -87,6 +87,16 @@ class SlotPool:
         self.live_bytes = 0
         self.peak_bytes = 0
 
+    @property
+    def holds_all(self) -> bool:
+        """Whether every expert of the model has arrived in a slot: from then on none leaves."""
+        return self.num_slots == self.slot_of.size and bool((self.state[:-1] == READY).all())
+
+    def layer_buffers(self, layer: int) -> list[Parts | None]:
+        """The arrays of all E experts of a layer, where `holds_all`."""
+        row = slice(layer * self.num_experts, (layer + 1) * self.num_experts)
+        return [self.buffers[slot] for slot in self.slot_of[row].tolist()]
+
     def first_empty(self, home: slice) -> int:
         """Lowest empty slot within `home`, or -1."""
         if not self.num_empty:

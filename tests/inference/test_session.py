@@ -86,6 +86,23 @@ def test_the_real_clock_gives_the_same_bits():
     assert found == expected
 
 
+@pytest.mark.parametrize("model", ["plain", "some dense layers"])
+@pytest.mark.parametrize("count", [1, 4])
+def test_decoding_in_one_call_gives_the_same_bits_and_counts(model, count):
+    prompts = random_prompts(CONFIGS[model], count, np.random.default_rng(8))
+    stages, store = MODELS[model]
+    slots = store.num_layers * store.num_experts
+    assert stages.selects(count)
+    expected, needed, stats = answer(model, prompts, "resident", slots)
+    compiled = stages.group_compilations()
+    answers, asked, at_once = answer(model, prompts, "resident", slots, clock=RealClock())
+    assert answers == expected
+    assert all((a == b).all() for a, b in zip(asked, needed, strict=True))
+    for key in ("hits", "late", "misses", "layer_steps", "steps", "bytes_transferred"):
+        assert at_once[key] == stats[key]
+    assert stages.group_compilations() == compiled
+
+
 @pytest.mark.parametrize("miss", ["drop", "substitute"])
 def test_lossy_runs_are_reproducible_and_differ(miss):
     prompts = random_prompts(CONFIGS["plain"], 4, np.random.default_rng(1))

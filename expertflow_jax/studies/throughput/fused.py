@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from expertflow_jax.inference.members import Member
+from expertflow_jax.inference.selection import whole_step
 from expertflow_jax.inference.session import InferenceSession
 from expertflow_jax.inference.stages import Stages
-from expertflow_jax.models.experts import ExpertKind, combine, grouped_experts, run_expert
+from expertflow_jax.models.experts import ExpertKind, grouped_experts, run_expert
 from expertflow_jax.workloads.setups import Setup
 
 Stacked = list[tuple[jax.Array, jax.Array]]
@@ -51,27 +52,6 @@ def scanned_experts(
 KERNELS: dict[str, Callable[..., jax.Array]] = {"tiles": grouped_experts, "scan": scanned_experts}
 
 
-def fused_step(stages: Stages, kernel: str) -> Callable[..., tuple[jax.Array, list]]:
-    """A jitted step: (weights of each layer, stacked experts, kv, x [B, T, D], positions, start, lengths) -> final
-    hidden states [B, T, D] and the KV cache (donated).
-    """
-    attends = [layer.attend for layer in stages.layer_stages]
-    experts, kind = KERNELS[kernel], stages.config.text.expert_kind
-
-    def step(weights: Any, stacked: Stacked, kv: list, x: jax.Array, *where: jax.Array) -> tuple[jax.Array, list]:
-        new = []
-        for attend, layer, (gate_up, down), (k, v) in zip(attends, weights, stacked, kv, strict=True):
-            h, y, ids, weights, _, k, v = attend(layer, x, k, v, *where)
-            top_k = ids.shape[-1]
-            out = experts(gate_up, down, y.reshape(-1, y.shape[-1]), ids.reshape(-1, top_k), kind)
-            flat = combine(h.reshape(-1, h.shape[-1]), out.reshape(-1, out.shape[-1]), weights.reshape(-1, top_k))
-            x = flat.reshape(h.shape)
-            new.append((k, v))
-        return x, new
-
-    return jax.jit(step, donate_argnums=2)
-
-
 class FusedSession(InferenceSession):
     """`InferenceSession` without an engine: every step is one call. For text; images would need their features."""
 
@@ -79,7 +59,18 @@ class FusedSession(InferenceSession):
         self.stages = stages
         self.costs = None
         self._stacked = stacked
-        self._fused = fused_step(stages, kernel)
+        kind = stages.config.text.expert_kind
+
+        def run(experts: tuple[jax.Array, jax.Array], y: jax.Array, ids: jax.Array) -> jax.Array:
+            return KERNELS[kernel](*experts, y, ids, kind).reshape(-1, y.shape[-1])
+
+        self._fused = whole_step(stages, run)
+
+    def _prepare_decoding(self, batch_size: int) -> None:
+        pass
+
+    def _settle(self) -> None:
+        pass
 
     def begin_batch(self) -> None:
         pass
@@ -93,5 +84,5 @@ class FusedSession(InferenceSession):
     def _run(self, member: Member) -> jax.Array:
         sequences = member.sequences
         where = (member.positions, sequences.lengths, member.lengths)
-        hidden, sequences.kv = self._fused(self.stages.layer_weights, self._stacked, sequences.kv, member.x, *where)
+        hidden, _, sequences.kv = self._fused(self.stages.layer_weights, self._stacked, sequences.kv, member.x, *where)
         return hidden
