@@ -73,6 +73,7 @@ def measure_costs(
       repeats: calls per measurement.
     """
     attend = [(b * t, _attend_seconds(model, b, t, repeats)) for b, t in BATCHES]
+    router = [(b * t, _router_seconds(model, b, t, repeats)) for b, t in BATCHES]
     # A round's time is base + per_unit * rows + per_expert * experts: two of them from one fit over the rows with
     # the experts' share taken from rounds of one row each.
     rounds = [(n, c, _round_seconds(model, n, c, repeats)) for n, c in EXPERT_ROUNDS]
@@ -91,6 +92,7 @@ def measure_costs(
         head=Line.fit(*zip(*head, strict=True)),
         vision=Line.fit(*zip(*vision, strict=True)) if vision else Line(0.0, 0.0),
         predictor=Line.fit(*zip(*forecast, strict=True)),
+        route=Line.fit(*zip(*router, strict=True)),
         recorded_on=f"{device}, {datetime.date.today().isoformat()}, {model.name}, {model.stages.dtype}",
     )
 
@@ -110,6 +112,12 @@ def _attend_seconds(model: LoadedModel, batch: int, tokens: int, repeats: int) -
         return np.asarray(out[2])  # the host reads the choices, as in a step
 
     return median_seconds(call, repeats)
+
+
+def _router_seconds(model: LoadedModel, batch: int, tokens: int, repeats: int) -> float:
+    h = jax.numpy.ones((batch, tokens, model.config.text.hidden_size), model.stages.dtype)  # [B, T, D]
+    layer = model.stages.moe_layers[-1]
+    return median_seconds(lambda: np.asarray(model.stages.next_router(layer, h)), repeats)
 
 
 def _round_seconds(model: LoadedModel, experts: int, rows: int, repeats: int) -> float:

@@ -9,6 +9,7 @@ import pytest
 
 from eval import calibrate, study
 from expertflow_jax import cli
+from expertflow_jax.simulation.costs import ComputeCosts
 from train import predictor
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "models"
@@ -54,6 +55,7 @@ def test_predictor_costs_and_study(case, data, tmp_path):
     served = [*model, f"--config.predictor={tmp_path / 'predictor' / 'export'}"]
     costs = tmp_path / "costs.json"
     assert run(calibrate, "--config=configs/text_study.py", *served, f"--output={costs}", "--repeats=2") == 0
+    assert ComputeCosts.from_json(costs.read_text()).route is not None
     studied = run(
         study,
         "--config=configs/text_study.py",
