@@ -128,7 +128,8 @@ class Layers:
         """Whether this many sequences are decoded in one call; it would save nothing where stages have stated costs."""
         if self.costs is not None or not self.miss_policy.lossless or not self.engine.pool.holds_all:
             return False
-        return self.stages.selects(batch_size)
+        # Stages that stand in for others, to overhear or overrule their routers, have to be asked layer by layer.
+        return isinstance(self.stages, Stages) and self.stages.selects(batch_size)
 
     def settle(self) -> None:
         """Fills in the record of a step that ran in one call, and counts it: waits for the step."""

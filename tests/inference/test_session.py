@@ -30,6 +30,7 @@ from expertflow_jax.offload.policies import POLICIES
 from expertflow_jax.offload.policies.base import CachePolicy
 from expertflow_jax.processing.batching import Prompt, pad_prompts
 from expertflow_jax.simulation.costs import ComputeCosts, Line
+from expertflow_jax.workloads.routes import TappedStages
 
 COSTS = ComputeCosts(Line(1e-4, 1e-6), Line(1e-5, 1e-7), 1e-6, Line(1e-5, 0), Line(1e-4, 1e-6), Line(1e-4, 1e-6))
 CONFIGS = {
@@ -40,8 +41,8 @@ CONFIGS = {
 MODELS = {name: served(config) for name, config in CONFIGS.items()}  # compiled stages are shared by all tests
 
 
-def answer(model, prompts, policy, slots, *, miss="wait", truth=None, clock=None, batch_size=None):
-    stages, store = MODELS[model]
+def answer(model, prompts, policy, slots, *, miss="wait", truth=None, clock=None, batch_size=None, stages=None):
+    stages, store = stages or MODELS[model][0], MODELS[model][1]
     clock = clock or VirtualClock()
     engine = ExpertCacheEngine(store, slots, policy, "emulated(0.001,5)" if clock.virtual else "direct", clock)
     engine.warm_up()
@@ -101,6 +102,10 @@ def test_decoding_in_one_call_gives_the_same_bits_and_counts(model, count):
     for key in ("hits", "late", "misses", "layer_steps", "steps", "bytes_transferred"):
         assert at_once[key] == stats[key]
     assert stages.group_compilations() == compiled
+    tapped = TappedStages(stages)
+    overheard, _, _ = answer(model, prompts, "resident", slots, clock=RealClock(), stages=tapped)
+    assert overheard == expected
+    assert len(tapped.heard) == at_once["layer_steps"]
 
 
 @pytest.mark.parametrize("miss", ["drop", "substitute"])

@@ -32,7 +32,7 @@ def inverse_distances(steps: int, num_layers: int) -> Float[np.ndarray, "D"]:
 
 
 def values(
-    first: Sequence[Float[np.ndarray, "*layers E"]],
+    first: Float[np.ndarray, "H *layers E"] | Sequence[Float[np.ndarray, "*layers E"]],
     never: Float[np.ndarray, "*layers E"],
     frequency: Float[np.ndarray, "*layers E"],
     ahead: "int | np.ndarray",
