@@ -204,8 +204,8 @@ def test_an_expert_that_the_running_layer_needs_is_never_evicted(policy, case):
     engine.warm_up()
     reserve = engine.pool.reserve
 
-    def watched(slot, key, tick):
-        evicted = reserve(slot, key, tick)
+    def watched(slot, key, tick, *quantized):
+        evicted = reserve(slot, key, tick, *quantized)
         assert evicted not in engine._needed
         return evicted
 
