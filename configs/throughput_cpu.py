@@ -12,8 +12,17 @@ VARIANTS = ("resident", "on_demand", "cache_moe", "expertflow", "expertflow(trut
 ALL = (*VARIANTS, "oracle")
 
 
-def grid(models, phases=("prefill", "decode"), batch_sizes=(8,), cache_fractions=(0.5,), variants=VARIANTS):
-    """One group of cells: every combination of its values. Cache fraction 0 is one slot, the least that works."""
+def grid(
+    models,
+    phases=("prefill", "decode"),
+    batch_sizes=(8,),
+    cache_fractions=(0.5,),
+    variants=VARIANTS,
+    batches=(0,),
+    batches_per_block=(1,),
+):
+    """One group of cells: every combination of its values. Cache fraction 0 is one slot, the least that works; as many
+    batches as `windows` says where 0 stands."""
     return ml_collections.ConfigDict(
         {
             "models": tuple(models),
@@ -21,6 +30,8 @@ def grid(models, phases=("prefill", "decode"), batch_sizes=(8,), cache_fractions
             "batch_sizes": tuple(batch_sizes),
             "cache_fractions": tuple(cache_fractions),
             "variants": tuple(variants),
+            "batches": tuple(batches),
+            "batches_per_block": tuple(batches_per_block),
         }
     )
 
@@ -41,6 +52,12 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.grids = ml_collections.ConfigDict(sort_keys=False)  # measured in this order
     config.grids.shapes = grid(SHAPES, cache_fractions=(0.25, 0.5))
+    in_blocks = {
+        "batches": (8,),
+        "batches_per_block": (1, 2, 4, 8),
+        "variants": ("resident", "cache_moe", "expertflow"),
+    }
+    config.grids.blocks = grid(("qwen3_vl_30b_a3b",), cache_fractions=(0.25,), **in_blocks)
     config.grids.trained = grid((config.model,), cache_fractions=(0.125, 0.25, 0.5, 0.75, 1.0), variants=ALL)
     least = ("resident", "on_demand", "expertflow")
     config.grids.least_memory = grid((config.model, *SHAPES), ("decode",), (1,), (0.0,), least)

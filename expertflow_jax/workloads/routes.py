@@ -82,9 +82,14 @@ class ReplayedStages:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.original, name)
 
-    def foretell(self, steps: Sequence[np.ndarray]) -> None:
-        """What the following steps choose: int32 [B, T, L, K] each, -1 on padding."""
-        self._ahead = [np.ascontiguousarray(step[:, :, layer]) for step in steps for layer in range(step.shape[2])]
+    def foretell(self, steps: Sequence[Sequence[np.ndarray]]) -> None:
+        """What each member of the following super-steps chooses: int32 [B, T, L, K] each, -1 on padding."""
+        self._ahead = [
+            np.ascontiguousarray(ids_BxTxLxK[:, :, layer])
+            for members in steps
+            for layer in range(members[0].shape[2])
+            for ids_BxTxLxK in members
+        ]
         self._next = 0
 
     def attend_and_route(self, layer: int, x: Any, kv: Any, *where: Any) -> Any:

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from expertflow_jax.errors import InputError
 from expertflow_jax.inference.memory import RequestSize, plan_request
 from expertflow_jax.inference.planning import ModelSizes
-from expertflow_jax.offload.budget import MemoryPlan, format_bytes, parse_bytes
+from expertflow_jax.offload.budget import MemoryPlan
 from expertflow_jax.predictor.model import PredictorConfig, RoutingPathPredictor
 from expertflow_jax.predictor.runtime import Predictor
 
@@ -49,44 +48,20 @@ def block_plan(
     memory_budget: str | None = None,
     cache_fraction: float | None = None,
 ) -> MemoryPlan:
-    """How device memory is divided where so many batches of this size run together: each holds its KV cache, and its
-    hidden states while the others compute; one batch at a time needs the workspace.
+    """How device memory is divided where so many batches of this size run together.
 
     Raises:
       InputError: the budget does not hold the block and one expert.
     """
     sizes = sizes_of(directory)
-    itemsize = np.dtype(sizes.dtype).itemsize
-    predictor = predictor_of(directory) if forecasts else None
-    text = sizes.config.text
-    plan = plan_request(
+    return plan_request(
         sizes.config,
         sizes.dense_bytes,
         sizes.layout.nbytes,
-        size,
-        itemsize=itemsize,
-        predictor=predictor,
-        cache_fraction=cache_fraction or 1 / (len(text.moe_layers) * text.num_experts),
+        dataclasses.replace(size, batches=batches_per_block),
+        itemsize=np.dtype(sizes.dtype).itemsize,
+        predictor=predictor_of(directory) if forecasts else None,
+        memory_budget=memory_budget,
+        cache_fraction=cache_fraction,
         scratch_bytes=sizes.layout.scratch_bytes,
     )
-    more = batches_per_block - 1
-    rows = size.sequences * size.tokens
-    k = text.num_experts_per_tok
-    # embeddings as given, the residual stream before and after attention, what experts read, their outputs; the choice
-    waiting = itemsize * (rows * (4 + k) + 1) * text.hidden_size + rows * (text.num_experts + 2 * k) * 4
-    cache = predictor.cache_nbytes(size.sequences, size.tokens + size.new_tokens) if predictor else 0
-    plan = dataclasses.replace(
-        plan,
-        kv_bytes=plan.kv_bytes * batches_per_block,
-        workspace_bytes=plan.workspace_bytes + more * waiting,
-        predictor_bytes=plan.predictor_bytes + more * cache,
-    )
-    if memory_budget is None:
-        return plan
-    room = parse_bytes(memory_budget) - plan.fixed_bytes
-    if room < plan.expert_bytes:
-        raise InputError(
-            f"memory_budget {memory_budget}: a block of {batches_per_block} batches needs "
-            f"{format_bytes(plan.minimum_bytes)}; let fewer batches run together, or give more memory"
-        )
-    return dataclasses.replace(plan, slots=min(plan.num_layers * plan.num_experts, room // plan.expert_bytes))

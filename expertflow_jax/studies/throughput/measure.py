@@ -12,12 +12,14 @@ import numpy as np
 
 from expertflow_jax.harness import timeline
 from expertflow_jax.inference.device_memory import bytes_in_use
+from expertflow_jax.inference.members import needed_by_super_step
 from expertflow_jax.inference.rows import expert_rows
 from expertflow_jax.inference.served import serve
 from expertflow_jax.offload.clock import Event, RealClock
 from expertflow_jax.offload.link import LinkSpec
 from expertflow_jax.offload.variant import Variant
-from expertflow_jax.workloads.windows import Window, make_forecasters
+from expertflow_jax.workloads.window_forecasts import make_forecasters
+from expertflow_jax.workloads.windows import Window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Repeat:
       events: timeline of the window.
       overlap: see `timeline.overlap`.
       peak_device_bytes: largest sum of what lived on the device for this run; 0 if not sampled.
-      needed: bool [steps, L, E].
+      needed: bool [super-steps, L, E].
       inside: keys in the slots at the beginning.
     """
 
@@ -48,7 +50,7 @@ def compile_groups(window: Window) -> None:
     a model that routes for itself may choose a little differently than recorded."""
     stages, num_experts = window.setup.own_stages, window.setup.store.num_experts
     most_rows: dict[tuple[int, int], int] = {}  # by (B, T)
-    for ids_BxTxLxK in window.routing():
+    for ids_BxTxLxK in (ids for members in window.routing() for ids in members):
         batch, length, layers, top_k = ids_BxTxLxK.shape
         for layer in range(layers):
             counts = expert_rows(ids_BxTxLxK[:, :, layer].reshape(-1, top_k), num_experts).counts
@@ -95,7 +97,7 @@ def run_once(
         finally:
             gc.enable()
         events = timeline.with_compute(list(clock.timeline), begin, begin + seconds)
-        needed = np.stack([record.needed for record in session.records])
+        needed = np.stack(needed_by_super_step(session.records))
         own = setup.own_stages.dense_bytes + (setup.predictor.nbytes if variant.forecast == "predictor" else 0)
         peak = session.peak_device_bytes - before + own if sample_memory else 0
     return Repeat(seconds, stats, events, timeline.overlap(events), peak, needed, inside)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from expertflow_jax.files import make_folder, whole_file
 from expertflow_jax.harness.looks import ordered, policy_look
 from expertflow_jax.offload.variant import RESIDENT
-from expertflow_jax.studies.throughput.results import Row
+from expertflow_jax.studies.throughput.results import Row, places
 from expertflow_jax.workloads.windows import PHASES
 
 
@@ -17,8 +17,9 @@ def draw_fractions(rows: Sequence[Row], folder: Path) -> list[tuple[Path, str]]:
     """Draws what the rows allow into `folder`: (path, caption) of each, PNG."""
     make_folder(folder)
     pictures = []
+    blocks = {row.place for group in places(rows) for row in group}
     for phase in PHASES:
-        timed = [row for row in rows if row.phase == phase and row.cache_fraction > 0]
+        timed = [row for row in rows if row.phase == phase and row.cache_fraction > 0 and row.place not in blocks]
         pairs = {(row.model, row.batch_size) for row in timed}
         several = {p for p in pairs if len({r.cache_fraction for r in timed if (r.model, r.batch_size) == p}) > 1}
         if not several:

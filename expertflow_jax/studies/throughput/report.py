@@ -28,6 +28,11 @@ _CELLS = (
     "lossless run is faster than the limit, max(resident time, bytes that an offline-optimal cache moves / bandwidth). "
     "`expertflow` forecasts with the trained predictor, `expertflow(truth)` knows the true path. @0 is a single slot."
 )
+_BLOCKS = (
+    "Batches that go through the layers together, M at a time: speed over that of `cache_moe` batch by batch in the "
+    "same window, then in brackets of the limit of the order that was run, and of that of the best order (the whole "
+    "window as one block)."
+)
 _BASELINES = (
     "The same weights and token ids, everything resident, every model routing for itself, in turns: our engine, layer "
     "by layer, against one jit of the whole model (two ways to compute experts; the faster counts) and against Hugging "
@@ -82,6 +87,7 @@ def write_report(
         blocks += [Heading(2, "Over cache fractions"), *(Picture(path, text) for path, text in pictures)]
     grids = [
         ("Targets", "Each a ratio within this run; worst and median over the cells that it speaks of.", targets),
+        ("Blocks of batches", _BLOCKS, tables.block_grid(rows)),
         ("Least memory", _MEMORY, tables.memory_grid(rows)),
         ("Prefill", _CELLS, tables.cell_grid([row for row in rows if row.phase == "prefill"])),
         ("Decode", _CELLS, tables.cell_grid([row for row in rows if row.phase == "decode"])),

@@ -27,6 +27,8 @@ class Row(Measured):
 
     phase: str
     variant: str
+    batches_per_block: int
+    window: int
     repeats: int
     steps: int
     tokens_per_second_min: float
@@ -47,9 +49,14 @@ class Row(Measured):
     latency_us: float
 
     @property
-    def cell(self) -> tuple[str, str, int, float]:
+    def cell(self) -> tuple[str, str, int, float, int, int]:
         """What rows side by side have in common."""
-        return self.model, self.phase, self.batch_size, self.cache_fraction
+        return *self.place, self.batches_per_block
+
+    @property
+    def place(self) -> tuple[str, str, int, float, int]:
+        """What rows have in common that differ in variant and order of work alone."""
+        return self.model, self.phase, self.batch_size, self.cache_fraction, self.window
 
 
 def make_row(
@@ -93,6 +100,8 @@ def make_row(
         **{**common, "policy": variant.name, "cache_fraction": fraction},
         phase=window.phase,
         variant=variant.label,
+        batches_per_block=window.batches_per_block,
+        window=len(window.batches) * window.batch_size,
         repeats=len(repeats),
         steps=window.num_steps,
         tokens_per_second_min=window.tokens / float(seconds.max()),
@@ -122,12 +131,21 @@ def cells(rows: Sequence[Row]) -> list[list[Row]]:
     return list(groups.values())
 
 
+def places(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows of each place that ran in several orders of work, in order of first appearance."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.place, []).append(row)
+    return [group for group in groups.values() if len({row.batches_per_block for row in group}) > 1]
+
+
 def throughput_json(rows: Sequence[Row], headline: tuple[str, str, int, float], more: dict[str, Any]) -> dict[str, Any]:
     """One JSON object: `policies` of the headline cell (of the last cell, if there is no such), `cells` with those of
     every cell, and whatever else is to go with them.
     """
     groups = cells(rows)
-    first = next((group for group in groups if group[0].cell == headline), groups[-1] if groups else [])
+    alone = [group for group in groups if group[0].batches_per_block == 1]
+    first = next((group for group in alone if group[0].cell[:4] == headline), groups[-1] if groups else [])
     return {
         **({"cell": _cell(first[0]), "policies": _policies(first)} if first else {"policies": {}}),
         "cells": [_cell(group[0]) | {"policies": _policies(group)} for group in groups],
@@ -136,7 +154,8 @@ def throughput_json(rows: Sequence[Row], headline: tuple[str, str, int, float], 
 
 
 def _cell(row: Row) -> dict[str, Any]:
-    return dict(zip(("model", "phase", "batch_size", "cache_fraction"), row.cell, strict=True))
+    names = ("model", "phase", "batch_size", "cache_fraction", "window", "batches_per_block")
+    return dict(zip(names, row.cell, strict=True))
 
 
 def _policies(rows: Sequence[Row]) -> dict[str, Any]:

@@ -68,11 +68,9 @@ class Models:
         return self._setups[name]
 
     def window(self, cell: Cell) -> Window:
-        sizes = {size: rest for size, *rest in self._config.windows}
-        prefills, batches, steps = sizes[cell.batch_size]
-        setup = self.get(cell.model)
-        count = prefills if cell.phase == "prefill" else batches
-        return _ready(make_window(setup, cell.phase, cell.batch_size, count, steps))
+        steps = {size: steps for size, *_, steps in self._config.windows}[cell.batch_size]
+        window = make_window(self.get(cell.model), cell.phase, cell.batch_size, cell.batches, steps)
+        return _ready(dataclasses.replace(window, batches_per_block=cell.batches_per_block))
 
     def reference_window(self, name: str) -> Window:
         """The reference work of `gpus.py`: decode steps of one sequence at a time."""
@@ -116,12 +114,14 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
         whole = _whole_cells(results.rows, cells)
         results.keep(lambda row: row.cell in whole)
         models = Models(config)
+        alone = [cell for cell in cells if cell.batches_per_block == 1]
+        headline = next((cell for cell in alone if cell.key[:4] == tuple(config.headline)), None)
         with _progress(len(cells) + sections.count(config)) as advance:
             lines = sections.run_sections(config, models, place, advance, deadline)
             for cell in cells:
                 advance(cell.label())
                 if cell.key not in whole and time.monotonic() <= deadline:
-                    results.append_together(_run_cell(config, models, cell, workdir))
+                    results.append_together(_run_cell(config, models, cell, workdir, cell is headline))
                     whole.add(cell.key)
         left = [cell.label() for cell in cells if cell.key not in whole]
         write_atomically(workdir / "results.csv", to_csv(results.rows))
@@ -164,7 +164,9 @@ def reference_seconds(models: Models, name: str, repeats: int = 7) -> float:
     return float(np.median([run.seconds for run in runs])) / window.num_steps / window.setup.store.num_layers
 
 
-def _run_cell(config: ml_collections.ConfigDict, models: Models, cell: Cell, workdir: Path) -> list[Row]:
+def _run_cell(
+    config: ml_collections.ConfigDict, models: Models, cell: Cell, workdir: Path, is_headline: bool
+) -> list[Row]:
     window = models.window(cell)
     setup = window.setup
     link = link_of(config, models, cell.model, workdir)
@@ -190,23 +192,23 @@ def _run_cell(config: ml_collections.ConfigDict, models: Models, cell: Cell, wor
             repeats[name].append(run_once(window, variants[name], plans[name].slots, link, reference.needed))
     gc.unfreeze()
     made = _compilations(setup) - before
-    resident = repeats.get(RESIDENT.label) or [reference]
+    resident = repeats.get(RESIDENT.label) or [run_once(window, RESIDENT, 0, link)]
     resident_seconds = float(np.median([repeat.seconds for repeat in resident]))
-    forecasts = [own for batch in window.forecasts() for own, _ in batch]
+    forecasts = [own for block in window.forecasts() for own, _ in block]
     recalls = {"none": None, "truth": 1.0, "predictor": forecast_recall(reference.needed, forecasts)}
     rows = []
     for name, runs in repeats.items():
         variant, inside = variants[name], runs[0].inside
         limits = [
             limit_of(
-                super_steps(reference.needed, len(window.batches), size),
+                super_steps(reference.needed, len(window.blocks), size),
                 plans[name].slots,
                 inside,
                 resident_seconds=resident_seconds,
                 expert_bytes=setup.store.expert_bytes,
                 link=link,
             )
-            for size in (1, len(window.batches))
+            for size in (1, len(window.blocks))
         ]
         rows.append(
             make_row(
@@ -224,7 +226,7 @@ def _run_cell(config: ml_collections.ConfigDict, models: Models, cell: Cell, wor
                 link=link,
             )
         )
-    if cell.key == tuple(config.headline) and "expertflow" in repeats:
+    if is_headline and "expertflow" in repeats:
         middle = sorted(repeats["expertflow"], key=lambda repeat: repeat.seconds)[len(repeats["expertflow"]) // 2]
         title = f"expertflow, {cell.label()}"
         write_atomically(workdir / "trace.json", timeline.trace_json(middle.events, title))

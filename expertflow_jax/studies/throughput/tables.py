@@ -8,7 +8,7 @@ import numpy as np
 from expertflow_jax.harness.document import Grid
 from expertflow_jax.offload.budget import format_bytes
 from expertflow_jax.offload.variant import RESIDENT
-from expertflow_jax.studies.throughput.results import Row, cells
+from expertflow_jax.studies.throughput.results import Row, cells, places
 
 BASELINES = ("on_demand", "cache_moe")
 TARGET_FRACTIONS = (0.25, 0.5)
@@ -16,7 +16,7 @@ TARGET_MODELS = ("mixtral_8x7b", "qwen3_vl_30b_a3b")
 HOST_US = 50.0
 
 _CELL_TITLES = (
-    *("model", "batch", "cache", "variant", "tokens/s", "range", "of limit", "hits", "overlap"),
+    *("model", "batch", "M", "cache", "variant", "tokens/s", "range", "of limit", "hits", "overlap"),
     *("compute", "stall", "predictor", "host", "moved", "least", "corrections", "peak/budget", "compiled"),
 )
 
@@ -28,7 +28,7 @@ def cell_grid(rows: Sequence[Row]) -> Grid:
         times = (row.compute_seconds, row.stall_seconds, row.predictor_seconds, row.host_seconds)
         lines.append(
             (
-                *(row.model, str(row.batch_size), f"{row.cache_fraction:g}", row.variant),
+                *(row.model, str(row.batch_size), str(row.batches_per_block), f"{row.cache_fraction:g}", row.variant),
                 f"{row.tokens_per_second:.0f}",
                 f"[{row.tokens_per_second_min:.0f}, {row.tokens_per_second_max:.0f}]",
                 f"{row.fraction_of_limit:.2f}",
@@ -42,8 +42,38 @@ def cell_grid(rows: Sequence[Row]) -> Grid:
                 str(row.new_compilations),
             )
         )
-    text = {0, 3}
+    text = {0, 4}
     return Grid(_CELL_TITLES, lines, [column not in text for column in range(len(_CELL_TITLES))])
+
+
+def block_grid(rows: Sequence[Row]) -> Grid:
+    """A line for each place and variant that ran in blocks, a column for each M: speed over that of the baseline batch
+    by batch, of the limit, and over the limit of the best order."""
+    groups = places(rows)
+    sizes = sorted({row.batches_per_block for group in groups for row in group})
+    lines = []
+    for group in groups:
+        base = _base(group)
+        for variant in dict.fromkeys(row.variant for row in group):
+            by_size = {row.batches_per_block: row for row in group if row.variant == variant}
+            texts = [_in_block(by_size[size], base) if size in by_size else "" for size in sizes]
+            first = group[0]
+            where = (first.model, first.phase, str(first.batch_size), f"{first.cache_fraction:g}", str(first.window))
+            lines.append((*where, variant, *texts))
+    titles = ("model", "phase", "batch", "cache", "window", "variant", *(f"M = {size}" for size in sizes))
+    return Grid(titles, lines, [column not in (0, 1, 5) for column in range(len(titles))])
+
+
+def _base(group: Sequence[Row]) -> Row | None:
+    """`cache_moe` batch by batch."""
+    return next((row for row in group if (row.variant, row.batches_per_block) == ("cache_moe", 1)), None)
+
+
+def _in_block(row: Row, base: Row | None) -> str:
+    speed = (
+        f"{row.tokens_per_second:.0f}/s" if base is None else f"{row.tokens_per_second / base.tokens_per_second:.2f}"
+    )
+    return f"{speed} ({row.fraction_of_limit:.2f}, {row.tokens_per_second / row.best_order_tokens_per_second:.2f})"
 
 
 def memory_grid(rows: Sequence[Row]) -> Grid:
@@ -96,7 +126,7 @@ def target_grid(rows: Sequence[Row], lines: Sequence[dict[str, Any]]) -> Grid:
     targets: list[tuple[str, list[tuple[float, str]], float]] = []
     groups = [
         {row.variant: row for row in group}
-        for group in cells(rows)
+        for group in cells([row for row in rows if row.batches_per_block == 1])
         if group[0].model in TARGET_MODELS and group[0].cache_fraction in TARGET_FRACTIONS
     ]
 
@@ -126,6 +156,7 @@ def target_grid(rows: Sequence[Row], lines: Sequence[dict[str, Any]]) -> Grid:
         ("expertflow / best baseline, where it allows", each("expertflow", against(BASELINES, 1.85)), 1.85),
         ("expertflow / best baseline, every cell", each("expertflow", against(BASELINES, 0)), 1.0),
     ]
+    targets += _block_targets(rows)
     targets += _baseline_targets(lines)
     peaks = [(row.memory_budget_bytes / max(row.peak_device_bytes, 1), _place(row)) for row in rows]
     targets.append(("budget / measured peak, every cell", peaks, 1.0))
@@ -142,6 +173,23 @@ def target_grid(rows: Sequence[Row], lines: Sequence[dict[str, Any]]) -> Grid:
         median = float(np.median([value for value, _ in values]))
         texts.append((name, f"{least:g}", f"{worst:.2f}", f"{median:.2f}", f"{met} of {len(values)}", place))
     return Grid(("target", "at least", "worst", "median", "met in", "worst at"), texts, [False, *[True] * 4, False])
+
+
+def _block_targets(rows: Sequence[Row]) -> list[tuple[str, list[tuple[float, str]], float]]:
+    """Of the cells that ran in blocks, the largest of each place."""
+    ratios, limits = [], []
+    for group in places(rows):
+        base, most = _base(group), max(row.batches_per_block for row in group)
+        for row in group:
+            if row.variant != "expertflow" or row.batches_per_block == 1:
+                continue
+            limits.append((row.fraction_of_limit, _place(row)))
+            if base is not None and row.batches_per_block == most:
+                ratios.append((row.tokens_per_second / base.tokens_per_second, _place(row)))
+    return [
+        ("expertflow in the largest block / cache_moe batch by batch", ratios, 4.0),
+        ("expertflow in blocks: of the limit of its order", limits, 0.85),
+    ]
 
 
 def _is_host_target(line: dict[str, Any]) -> bool:
@@ -165,4 +213,5 @@ def _baseline_targets(lines: Sequence[dict[str, Any]]) -> list[tuple[str, list[t
 
 
 def _place(row: Row) -> str:
-    return f"{row.model} {row.phase} batch {row.batch_size} @{row.cache_fraction:g} {row.variant}"
+    blocks = f" M = {row.batches_per_block}" if row.batches_per_block > 1 else ""
+    return f"{row.model} {row.phase} batch {row.batch_size} @{row.cache_fraction:g} {row.variant}{blocks}"

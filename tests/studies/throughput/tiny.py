@@ -18,6 +18,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.host_cost = False
     variants = ("resident", "cache_moe", "expertflow", "expertflow(truth)")
     with config.unlocked():
-        config.grids = ml_collections.ConfigDict()
+        config.grids = ml_collections.ConfigDict(sort_keys=False)
         config.grids.one = grid(("switch_base_8",), ("decode",), (1,), (0.5, 0.0), variants)
+        in_blocks = {"batches": (2,), "batches_per_block": (1, 2), "variants": ("resident", "cache_moe")}
+        config.grids.blocks = grid(("switch_base_8",), ("prefill", "decode"), (1,), (0.5,), **in_blocks)
     return config
