@@ -9,17 +9,19 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
 from expertflow_jax.harness import row_file
-from expertflow_jax.harness.data import TaskData
 from expertflow_jax.harness.document import Block, Grid, Heading, Paragraph
 from expertflow_jax.harness.looks import ordered
 from expertflow_jax.harness.rows import CellRow
 from expertflow_jax.studies.accuracy.tables import MISSING, percent, points
 from expertflow_jax.tasks.base import group_sizes
+
+if TYPE_CHECKING:  # it imports models and tasks, seconds that reading result files can do without
+    from expertflow_jax.harness.data import TaskData
 
 GROUPS = "groups.jsonl"
 _MOST_DRAWN = 40  # groups of a plot, the largest
@@ -49,7 +51,7 @@ class GroupScores:
         "".join([self.cell_id, *self.scores, *self.questions]).encode()  # raises ValueError for what no file can hold
 
     @staticmethod
-    def of(cell_id: str, data: TaskData, texts: Sequence[str], reference: Sequence[str]) -> "GroupScores":
+    def of(cell_id: str, data: "TaskData", texts: Sequence[str], reference: Sequence[str]) -> "GroupScores":
         """Aggregates a cell's answers and the reference's."""
         scores, before = (data.task.aggregate(data.examples, answers) for answers in (texts, reference))
         return GroupScores(cell_id, scores, before, group_sizes(data.examples))
