@@ -9,8 +9,6 @@ import warnings
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 
 from expertflow_jax.scheduling.base import Scheduler, oldest_first
 
@@ -21,6 +19,10 @@ class KMeansScheduler(Scheduler):
     name = "kmeans"
 
     def _form(self, signatures, sizes, rng):
+        # Here, because its import takes a second or more and every command knows this class by name.
+        from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
+
         points_WxF = signatures.reshape(len(signatures), -1)
         clusters = KMeans(len(sizes), n_init=1, max_iter=25, random_state=int(rng.integers(2**31)))
         with warnings.catch_warnings():
