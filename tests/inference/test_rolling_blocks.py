@@ -156,7 +156,7 @@ def test_the_door_answers_alike_with_any_block(golden):
 
 def test_where_nearly_all_is_wanted_no_predictor_runs():
     session = open_session(Model, Variant.of("expertflow"), 8, LINK, costs=COSTS)
-    few, many = [3] * 2, [32] * 8
+    few, many = [3] * 2, [8] * 4
     for sizes, certain in ((few, False), (many, True)):
         forecaster = PredictedForecast(PREDICTOR, session.engine.clock, COSTS)
         session.engine.reset_stats()
