@@ -69,8 +69,9 @@ class OffloadedModel:
         self._predictor = predictor
         self._turns = Turns()
         self._variant = Variant.of(policy)
-        served = {"miss_policy": misses, "copies": copies}
-        self._session = open_session(model, self._variant, plan.slots, link, RealClock(), **served)
+        self._session = open_session(
+            model, self._variant, plan.slots, link, RealClock(), miss_policy=misses, copies=copies
+        )
         self._engine = self._session.engine
         self._tokens = 0
         self._tokens_saved = 0
