@@ -81,7 +81,6 @@ class ExpertCacheEngine:
           clock: a new virtual one by default.
           window: transfers under way at most; the link's own default if None.
           disk: from files to host memory, of a store that leaves experts on disk; counts on the virtual clock alone.
-
           copies: the same experts quantised, see `rounds`; one takes a whole slot.
 
         Raises:

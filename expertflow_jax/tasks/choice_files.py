@@ -149,7 +149,7 @@ def _read_rows(path: Path, source: str, columns: Collection[str]) -> Rows:
     for line, row in _lines(path, source, ("index", "question", *columns, "image")):
         number = row["index"].removesuffix(".0")  # as pandas writes a column that once had a gap
         if not number.isdecimal() or len(number) > IMAGE_REFERENCE:
-            raise InputError(f"{path}: line {line}: index {brief(row['index'])} is no number; correct the row")
+            raise InputError(f"{path}: line {line}: index '{brief(row['index'])}' is no number; correct the row")
         index = int(number)
         if index in rows:
             raise InputError(f"{path}: line {line}: index {index} occurs twice; remove one of the rows")

@@ -12,7 +12,7 @@ from expertflow_jax.files import read_whole
 from expertflow_jax.processing.opening import FORMATS, check_pixels, quiet_open
 
 
-def read_text(path: Path, source: str) -> str:
+def read_utf8(path: Path, source: str) -> str:
     """A text in UTF-8; `source` says where the official file comes from."""
     content = read_whole(path, f"get it from {source}")
     try:
@@ -23,7 +23,7 @@ def read_text(path: Path, source: str) -> str:
 
 def read_json(path: Path, source: str) -> dict[str, Any]:
     """A JSON object; `source` says where the official file comes from."""
-    text = read_text(path, source)
+    text = read_utf8(path, source)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -11,7 +11,7 @@ import numpy as np
 from expertflow_jax.errors import InputError
 from expertflow_jax.tasks import vqa_metric
 from expertflow_jax.tasks.base import Example
-from expertflow_jax.tasks.files import field, read_json, read_text
+from expertflow_jax.tasks.files import field, read_json, read_utf8
 from expertflow_jax.tasks.official import OfficialTask, json_file, short_answers
 from expertflow_jax.tasks.questions import Question
 
@@ -163,7 +163,7 @@ class Pope(_ShortAnswers):
         questions = []
         for path in self.question_files():
             subset = path.stem.rpartition("_")[2]
-            for number, line in enumerate(read_text(path, self.address).splitlines(), 1):
+            for number, line in enumerate(read_utf8(path, self.address).splitlines(), 1):
                 if not line.strip():
                     continue
                 where = f"line {number}"

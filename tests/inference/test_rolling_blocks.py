@@ -26,7 +26,7 @@ from expertflow_jax.inference.served import make_forecaster, open_session, serve
 from expertflow_jax.offload.policies import POLICIES
 from expertflow_jax.offload.variant import RESIDENT, Variant
 from expertflow_jax.predictor import Predictor, PredictorConfig, RoutingPathPredictor
-from expertflow_jax.predictor.forecast import combine_sequences, wants_nearly_all
+from expertflow_jax.predictor.forecast import combine_batches, wants_nearly_all
 from expertflow_jax.processing.batching import pad_prompts
 from expertflow_jax.simulation.costs import ComputeCosts, Line
 
@@ -168,7 +168,7 @@ def test_where_nearly_all_is_wanted_no_predictor_runs():
     session.engine.close()
 
 
-def test_the_union_of_members_is_forecast_as_of_one_batch_of_all_sequences():
+def test_each_member_is_forecast_as_alone_and_the_block_as_their_union():
     """Prompts of one length, so that padding is the same."""
     session = open_session(Model, Variant.of("expertflow"), 8, LINK, costs=COSTS)
 
@@ -186,7 +186,7 @@ def test_the_union_of_members_is_forecast_as_of_one_batch_of_all_sequences():
     [second], _ = horizon(fresh(), [2])
     both, joined = horizon(fresh(), [1, 2])
     np.testing.assert_array_equal(both, [first, second])
-    np.testing.assert_array_equal(joined[0], combine_sequences(np.stack([first, second])))
+    np.testing.assert_array_equal(joined[0], combine_batches([first, second]))
     session.engine.close()
 
 

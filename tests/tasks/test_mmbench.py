@@ -188,6 +188,6 @@ def test_an_index_of_thousands_of_digits_is_one_line(tmp_path):
     table = rows()
     table[0]["index"] = "9" * 5000
     write_mmbench(tmp_path, table)
-    with pytest.raises(InputError, match=r"line 2: index 9+\.\.\. is no number") as caught:
+    with pytest.raises(InputError, match=r"line 2: index '9+\.\.\.' is no number") as caught:
         make_task("mmbench", tmp_path, "dev").examples()
     assert len(str(caught.value)) < 600

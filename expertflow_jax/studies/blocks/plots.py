@@ -1,10 +1,12 @@
 """Plots of a run of blocks: speed over batches per block, and over device memory."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from expertflow_jax.files import make_folder, whole_file
 from expertflow_jax.harness.looks import policy_look
@@ -24,7 +26,7 @@ def draw_plots(everywhere: Sequence[Place], folder: Path) -> list[tuple[Path, st
             "Right: speed over device memory, batch by batch and in the fastest block; the grey line is the limit of "
             "the best order, the black one resident speed."
         )
-        figure = Figure(figsize=(12, 4.6), layout="constrained")
+        figure = Figure(figsize=(12, 5.4), layout="constrained")
         left, right = figure.subplots(1, 2)
         _over_blocks(left, group)
         _over_memory(right, group)
@@ -46,7 +48,7 @@ def _groups(everywhere: Sequence[Place]) -> dict[str, list[Place]]:
 
 
 def _over_blocks(axes: Axes, group: Sequence[Place]) -> None:
-    for place, style in zip(group, _STYLES, strict=False):
+    for place, style in zip(group, itertools.cycle(_STYLES), strict=False):
         for variant in place.variants:
             colour, marker = policy_look(variant)
             rows = [row for size in place.sizes if (row := place.row(variant, size)) is not None]
@@ -56,7 +58,7 @@ def _over_blocks(axes: Axes, group: Sequence[Place]) -> None:
             axes.plot(x, speeds, style, color=colour, marker=marker, markersize=4, label=label)
             axes.plot(x, [row["limit_tokens_per_second"] for row in rows], "x", color=colour, markersize=5)
     axes.set_xscale("log", base=2)
-    _finish(axes, "batches per block, M")
+    _finish(axes, "batches per block, M", sorted({size for place in group for size in place.sizes}))
 
 
 def _over_memory(axes: Axes, group: Sequence[Place]) -> None:
@@ -81,12 +83,17 @@ def _over_memory(axes: Axes, group: Sequence[Place]) -> None:
     axes.axhline(
         first["tokens_per_second"] / first["fraction_of_resident"], color="black", linewidth=0.8, label="resident"
     )
-    _finish(axes, "device memory, GiB")
+    _finish(axes, "device memory, GiB", x)
 
 
-def _finish(axes: Axes, label: str) -> None:
+def _finish(axes: Axes, label: str, x: Sequence[float]) -> None:
+    axes.xaxis.set_major_locator(FixedLocator(list(x)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_xlabel(label)
     axes.set_ylabel("tokens/s")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(frameon=False, fontsize=7)
+    axes.legend(frameon=False, fontsize=8, ncols=3, handlelength=3.5, loc="upper center", bbox_to_anchor=(0.5, -0.14))
