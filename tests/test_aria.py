@@ -77,6 +77,7 @@ def test_experts_on_disk_give_the_same_bits_and_quantised_ones_are_near():
         assert not model.stats()["lossless"]
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near():
     inputs, _, arrays = given("image")
     with load(dtype="bfloat16") as model:

@@ -147,9 +147,9 @@ sys.exit(cli.run_command(main, description="test", argv=sys.argv[1:]))
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "says"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("number", "code", "says", "seconds"),
+    [(signal.SIGINT, 130, "interrupted", 0.2), (signal.SIGTERM, 143, "terminated", 1.5)],
 )
-@pytest.mark.parametrize("seconds", [0.2, 1.5])
 def test_signals_end_a_command_even_if_a_callback_swallows_them(config_file, tmp_path, number, code, says, seconds):
     process = subprocess.Popen(
         [sys.executable, "-c", SWALLOWS, f"--config={config_file}", f"--workdir={tmp_path}"],

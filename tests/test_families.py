@@ -173,7 +173,13 @@ def test_missing_and_misshaped_experts_are_named_one_by_one(tmp_path):
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("case", FAMILY)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=() if case in ("qwen2_moe_window", "switch_small_capacity") else pytest.mark.slow)
+        for case in FAMILY
+    ],
+)
 def test_bfloat16(case):
     """Narrow arithmetic throughout, near the wide one."""
     arrays = ragged(case)

@@ -12,8 +12,8 @@ INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what decoders give for a character w
 
 
 class TextStream:
-    """One answer. What `push` and `finish` return, put together, is `text`: the decoded answer before its first stop
-    text.
+    """One answer. What `push` and `finish` return, put together, is `text`: the decoded answer before the stop text
+    that is complete first; of several that end together, the one that begins first.
 
     Attributes:
       text: what has been returned so far; after `finish` the whole answer.
@@ -71,8 +71,9 @@ class TextStream:
         return rest
 
     def _cut(self, text: str) -> int | None:
-        """Where the first stop text begins."""
-        return min((place for stop in self._stops if (place := text.find(stop)) >= 0), default=None)
+        """Where the stop text begins that ends the answer, however its characters come in tokens."""
+        inside = [(place + len(stop), place) for stop in self._stops if (place := text.find(stop)) >= 0]
+        return min(inside)[1] if inside else None
 
     def _beginning_of_stop(self, text: str) -> int:
         """Characters at the end of `text` that a stop text begins with."""

@@ -65,7 +65,7 @@ def test_logits_and_greedy_tokens_of_transformers(case):
         assert model.generate(ids.tolist(), max_new_tokens=len(greedy))[0].token_ids == greedy.tolist()
 
 
-SOME = [pytest.param(case, marks=pytest.mark.slow if case in ("aria", "olmoe_clip") else ()) for case in TEXT]
+SOME = [pytest.param(case, marks=() if case in ("base", "qwen2_moe_window") else pytest.mark.slow) for case in TEXT]
 
 
 @pytest.mark.parametrize("case", SOME)

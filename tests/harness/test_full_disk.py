@@ -65,10 +65,9 @@ def test_a_full_disk_is_one_line_and_a_rerun_completes(name, tmp_path, disk):
     assert command.results(workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "scale" else pytest.mark.slow) for name in COMMANDS]
-)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_read_only_disk_is_one_line(name, tmp_path, disk):
     mounted(disk, "-o", "ro")
     refused(COMMANDS[name], tmp_path, disk / "run", "Read-only file system")

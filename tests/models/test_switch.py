@@ -82,6 +82,7 @@ def test_no_other_sequence_of_a_batch_moves_a_token_to_another_expert_or_drops_i
         assert dropped > 0
 
 
+@pytest.mark.slow
 def test_a_decode_step_drops_nothing_and_a_prefill_of_the_same_tokens_does(narrow):
     """As in the reference, the capacity is that of one step: teacher-forced logits are not those of generation."""
     ids, mask, _ = ragged(1)

@@ -43,6 +43,7 @@ def test_dry_run_prints_the_plan(model_dir, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_the_whole_way_and_a_rerun(model_dir, tmp_path, capsys):
     arguments = [f"--config.model={model_dir}", f"--workdir={tmp_path}", *SMALL]
     assert run(*arguments) == 0

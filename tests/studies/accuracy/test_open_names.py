@@ -77,6 +77,7 @@ def outside(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_study_runs_what_stands_outside_the_package(outside):
     arguments = (
         "--config=configs/text_study.py",

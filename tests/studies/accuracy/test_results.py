@@ -58,7 +58,7 @@ def test_kills_at_random_moments_lose_and_double_nothing(tmp_path):
     write_all(tmp_path / "undisturbed")
     workdir, moments = tmp_path / "killed", random.Random(0)
     before: list[CellRow] = []
-    for _ in range(6):
+    for _ in range(3):
         process = start_writer(workdir)
         assert process.stdout is not None
         assert process.stdout.readline() == "open\n"

@@ -17,6 +17,7 @@ def documents():
     return [rng.integers(20, 60, size=n).tolist() for n in (13, 8, 2)]
 
 
+@pytest.mark.slow
 def test_perplexity_of_a_text(documents, tmp_path):
     (tmp_path / "text").mkdir()
     lines = [json.dumps({"input_ids": ids}) for ids in documents]

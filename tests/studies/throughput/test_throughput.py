@@ -30,6 +30,7 @@ def workdir(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_writes_rows_trace_and_report(workdir):
     rows = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
     assert [row["variant"] for row in rows] == VARIANTS * 2 + ["resident", "cache_moe"] * 4
@@ -53,6 +54,7 @@ def test_a_run_writes_rows_trace_and_report(workdir):
         assert part in report
 
 
+@pytest.mark.slow
 def test_a_block_moves_less_for_the_same_tokens(workdir):
     rows = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
     for phase in ("prefill", "decode"):
