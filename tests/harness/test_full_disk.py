@@ -51,7 +51,7 @@ def refused(command, folder: Path, workdir: Path, reason: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", KIBIBYTES)
 def test_a_full_disk_is_one_line_and_a_rerun_completes(name, tmp_path, disk):
     command, workdir = COMMANDS[name], disk / "run"
     mounted(disk, "-o", "size=4k")
@@ -67,7 +67,7 @@ def test_a_full_disk_is_one_line_and_a_rerun_completes(name, tmp_path, disk):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", KIBIBYTES)
 def test_a_read_only_disk_is_one_line(name, tmp_path, disk):
     mounted(disk, "-o", "ro")
     refused(COMMANDS[name], tmp_path, disk / "run", "Read-only file system")

@@ -163,6 +163,41 @@ COMMANDS = {
         ),
         first_kill="training/checkpoints/3",
     ),
+    "train.pregate": Command(
+        "train.pregate",
+        "configs/digit_scenes_pregates.py",
+        lambda workdir: (losses(workdir), (workdir / "export" / "pregates.safetensors").read_bytes()),
+        (
+            "digit_scenes.train=16",
+            "sequences=16",
+            "record_batch_size=8",
+            "hidden=8",
+            "steps=8",
+            "batch_tokens=32",
+            "log_every=1",
+            "checkpoint_every=3",
+        ),
+        first_kill="checkpoints/3",
+    ),
+    "claims": Command(
+        "eval.claims",
+        "configs/claims.py",
+        lambda workdir: [(workdir / name).read_bytes() for name in ("results.jsonl", "claims.json")],
+        (
+            "sequences=8",
+            "new_tokens=1",
+            "batch_sizes=(4,)",
+            "speed.switch.shapes=(('switch_base_8',2),)",
+            "speed.large.shapes=(('mixtral_8x7b',2),)",
+        ),
+        first_kill="results.jsonl",
+    ),
+    "blocks": Command(
+        "eval.simulate",
+        "tests/studies/blocks/tiny_blocks.py",
+        lambda workdir: (workdir / "results.jsonl").read_bytes(),
+        first_kill="results.jsonl",
+    ),
 }
 
 pytestmark = pytest.mark.slow  # tests/studies/accuracy/test_results.py kills a process that does nothing but write
