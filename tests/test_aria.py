@@ -104,6 +104,7 @@ def test_text_in_text_out_with_images(directory):
         assert len(text) == 1
 
 
+@pytest.mark.slow
 def test_several_images_with_text_between(directory):
     image, text = {"type": "image"}, {"type": "text", "text": "Read the top row."}
     messages = [{"role": "user", "content": [image, text, image, text]}]

@@ -69,7 +69,7 @@ def test_rows_are_the_step_the_next_tokens_and_the_queue(predictor, session):
         np.testing.assert_allclose(horizon, np.stack(expected), atol=1e-6)
 
 
-@pytest.mark.parametrize("behind_encoder", [False, True])
+@pytest.mark.parametrize("behind_encoder", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_tokens_summed_on_the_device_give_the_same_float32(predictor, behind_encoder):
     random = np.random.default_rng(3)
     x = random.normal(size=(3, 300, CONFIG.text.hidden_size)).astype(np.float32)  # [B, T, D], two chunks

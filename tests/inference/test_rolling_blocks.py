@@ -135,7 +135,8 @@ def test_scores_do_not_depend_on_blocks():
     assert digests[0] == digests[1]
 
 
-@pytest.mark.parametrize("golden", [pytest.param("switch_small_capacity", marks=pytest.mark.slow), "base"])
+@pytest.mark.slow
+@pytest.mark.parametrize("golden", ["switch_small_capacity", "base"])
 def test_the_door_answers_alike_with_any_block(golden):
     """Of an encoder-decoder, members at different phases go through different layers."""
     random = np.random.default_rng(5)

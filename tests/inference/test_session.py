@@ -87,8 +87,15 @@ def test_the_real_clock_gives_the_same_bits():
     assert found == expected
 
 
-@pytest.mark.parametrize("model", ["plain", "some dense layers"])
-@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize(
+    ("model", "count"),
+    [
+        ("plain", 1),
+        ("some dense layers", 4),
+        pytest.param("plain", 4, marks=pytest.mark.slow),
+        pytest.param("some dense layers", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_decoding_in_one_call_gives_the_same_bits_and_counts(model, count):
     prompts = random_prompts(CONFIGS[model], count, np.random.default_rng(8))
     stages, store = MODELS[model]

@@ -63,7 +63,7 @@ def ragged(seed=0):
     return ids, np.arange(8) < lengths[:, None], rng.integers(5, 48, (3, 5))
 
 
-@pytest.mark.parametrize("policy", ["resident", "cache_moe"])
+@pytest.mark.parametrize("policy", [pytest.param("resident", marks=pytest.mark.slow), "cache_moe"])
 def test_no_other_sequence_of_a_batch_moves_a_token_to_another_expert_or_drops_it(policy):
     ids, mask, decoder = ragged()
     options = {"cache_fraction": 0.5} if policy != "resident" else {}

@@ -64,7 +64,7 @@ def rows(workdir: Path) -> list[dict]:
 
 def test_rows_are_complete_and_lossless_cells_are_exact(finished):
     found = rows(finished)
-    assert len(found) == 2 * (4 + 1 + 1)  # tasks x (policies in order of arrival, one grouped, one lossy)
+    assert len(found) == 2 * (4 + 2 + 1)  # tasks x (policies, one grouped and its reference, one lossy)
     for row in found:
         assert tuple(row) == ROW_KEYS
         assert row["peak_device_bytes"] <= row["memory_budget_bytes"]
@@ -130,7 +130,8 @@ def test_a_split_without_public_answers_gives_what_the_server_takes(config, tmp_
     path.write_text(CONFIG.replace("    return config\n", RESIDENT))
     workdir = tmp_path / "run"
     arguments = ["--config.split=test", f"--config.data_dir={data}", "--config.num_examples=5"]
-    arguments += ["--config.grids.lossy.schedulers=()", "--config.harness=lmms-eval", "--config.sample_seed=1"]
+    arguments += ["--config.grids.lossy.schedulers=()", "--config.grids.grouped.schedulers=()"]
+    arguments += ["--config.harness=lmms-eval", "--config.sample_seed=1"]
     argv = [f"--config={path}", f"--workdir={workdir}", *arguments]
     assert cli.run_command(study.main, description="test", argv=argv) == 0
     (row,) = rows(workdir)
@@ -142,7 +143,7 @@ def test_a_split_without_public_answers_gives_what_the_server_takes(config, tmp_
     assert cli.run_command(study.main, description="test", argv=argv) == 0  # read back
 
 
-@pytest.mark.parametrize("whole", [pytest.param(1, marks=pytest.mark.slow), 15])  # within the references, the rest
+@pytest.mark.parametrize("whole", [pytest.param(1, marks=pytest.mark.slow), 11])  # within the references, the rest
 def test_a_study_that_ended_within_a_row_ends_with_the_same_rows(config, finished, whole):
     """What a kill leaves; tests/harness/test_killed_commands.py kills."""
     results = finished / "results.jsonl"
@@ -263,7 +264,7 @@ def test_dry_run_prints_the_plan_and_writes_no_results(capsys, config, tmp_path)
     said = capsys.readouterr().out
     assert code == 0
     assert "expert slots" in said
-    assert "18 cells" in said
+    assert "14 cells" in said
     assert no_rows(workdir)
 
 
