@@ -61,6 +61,8 @@ def test_predictor_costs_and_study(tmp_path):
         "--config.bootstrap_samples=100",
         "--config.grids.policies.policies=('resident','cache_moe','expertflow')",
         "--config.grids.policies.cache_fractions=(0.5,)",
+        "--config.grids.literature.policies=()",
+        "--config.grids.rings.policies=()",
         "--config.grids.cache_moe_greedy.cache_fractions=(0.5,)",
         "--config.grids.schedulers.cache_fractions=(0.5,)",
         "--config.grids.schedulers.schedulers=('random',)",
