@@ -166,9 +166,15 @@ def _over_memory(rows: Sequence[CellRow]) -> Figure | None:
     axes[1].set_ylim(bottom=0)
     axes[2].set_ylim(top=101)
     handles = [_handle(name, *looks[name], "-" if name != "resident" else ":") for name in looks]
-    handles += [Line2D([], [], color="#555555", ls=LINES.get(m, "-."), label=f"losses: {m}") for m in ("wait", *losses)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    named = dict.fromkeys(("wait", *losses))  # a policy that changes answers may wait for misses, too
+    handles += [Line2D([], [], color="#555555", ls=LINES.get(m, "-."), label=f"losses: {m}") for m in named]
+    _legend(figure, handles)
     return figure
+
+
+def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
+    """Below the axes, in rows that the figure is wide enough for."""
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))
 
 
 def _handle(name: str, colour: str, marker: str, line: str = "-") -> Line2D:
@@ -228,7 +234,7 @@ def _by_scheduler(rows: Sequence[CellRow]) -> Figure | None:
     for ax in axes:
         ax.set_xlabel("cache fraction")
     handles = [_handle(name, *look) for name, look in looks.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    _legend(figure, handles)
     return figure
 
 
@@ -267,7 +273,7 @@ def _trade(rows: Sequence[CellRow]) -> Figure | None:
     handles.append(Line2D([], [], color="black", lw=0.7, ls="--", label=f"margin: {margin(margins)}"))
     if floor.cells:
         handles.append(Line2D([], [], color="#000000", alpha=0.2, lw=6, label=f"noise floor: {band:.1f} points"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    _legend(figure, handles)
     return figure
 
 
