@@ -5,12 +5,15 @@ whole content. They are remembered in the workdir, so that a folder of 40,000 im
 and looked through for the next (`Digests`).
 """
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import ml_collections
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.harness.environment import describe_environment
 from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.locate import locate
 from expertflow_jax.tasks.builders.digests import Digests
@@ -28,6 +31,19 @@ def model_files(name: str, key: str = "model") -> dict[str, Path]:
 def task_files(config: ml_collections.ConfigDict, paths: Iterable[Path]) -> dict[str, Path]:
     """Files and folders of `config.data_dir` by how to name them to the user; none of the benchmark that is made up."""
     return {f"data_dir file {path}": path for path in paths} if config.data_dir else {}
+
+
+@contextlib.contextmanager
+def claimed_workdir(path: Path, config: ml_collections.ConfigDict, files: Mapping[str, Path]) -> Iterator[Workdir]:
+    """A command's folder, bound to its config, to this machine and to the contents of `files`; see `claim_inputs`.
+
+    Raises:
+      InputError: the folder is of another config or of other contents, or cannot be had (see `Workdir`).
+    """
+    plain = json.loads(config.to_json_best_effort())
+    with Workdir(path, plain, describe_environment(config.seed)) as workdir:
+        claim_inputs(workdir, files)
+        yield workdir
 
 
 def claim_inputs(workdir: Workdir, paths: Mapping[str, Path]) -> None:

@@ -55,6 +55,10 @@ class RowFile:
         _cut_torn_line(path)
         self.rows: list[Any] = read_rows(path, parse)
 
+    def holds(self, place: Mapping[str, Any]) -> bool:
+        """Whether a row has all these values; of rows that are mappings."""
+        return any(place.items() <= row.items() for row in self.rows)
+
     def append(self, row: Any) -> None:
         """Adds a finished row; returns when it is on disk. Here also ends a run that was told to (`interrupts`)."""
         _append_line(self.path, self._line(row))

@@ -15,19 +15,30 @@ import numpy as np
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.inference.forecasting import Forecaster, NoForecast, TrueForecast
-from expertflow_jax.inference.loading import LoadedModel, with_expert_dtype
+from expertflow_jax.inference.loading import LoadedModel, load_model, with_expert_dtype
 from expertflow_jax.inference.predicted import PredictedForecast
 from expertflow_jax.inference.pregated import with_gates
 from expertflow_jax.inference.session import InferenceSession
+from expertflow_jax.locate import locate
 from expertflow_jax.offload.clock import Clock
 from expertflow_jax.offload.link import LinkSpec
 from expertflow_jax.offload.misses import MissPolicy, make_miss_policy
 from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.offload.variant import Variant, new_engine
-from expertflow_jax.predictor import Predictor
+from expertflow_jax.predictor import Predictor, load_predictor
 from expertflow_jax.simulation.costs import ComputeCosts
 
 _LOG = logging.getLogger(__name__)
+
+
+def load_with_predictor(model: str, predictor: str) -> tuple[LoadedModel, Predictor]:
+    """A model and the predictor that was trained on it, each by a committed name or a path.
+
+    Raises:
+      InputError: there is no such model or predictor, or the predictor is another model's.
+    """
+    loaded = load_model(model)
+    return loaded, load_predictor(locate(predictor, "predictor"), expect_fingerprint=loaded.fingerprint)
 
 
 class Served(Protocol):

@@ -4,6 +4,7 @@ A task's style says how a harness asks: prompt, place of the image and length li
 subclass that reads questions and images and scores an answer.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def short_answers(ours: int, lmms_eval: int) -> dict[str, Style]:
             VLMEVALKIT: Style(prompt, 2048)}  # fmt: skip
 
 
-class OfficialTask:
+class OfficialTask(abc.ABC):
     """A split of a benchmark, read from its official files as far as it is asked for.
 
     Attributes:
@@ -106,17 +107,17 @@ class OfficialTask:
 
     # What a benchmark says of itself.
 
+    @abc.abstractmethod
     def source(self) -> str:
         """Where its files come from, for messages."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def question_files(self) -> list[Path]:
         """The files that questions are read from."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def questions(self) -> list[Question]:
         """All questions, checked; raises InputError for malformed files."""
-        raise NotImplementedError
 
     def image_folder(self) -> Path | None:
         """Where image files lie; None if images lie in the question files."""
@@ -135,13 +136,13 @@ class OfficialTask:
             data = read_whole(path, f"get the images from {self.source()}")
             yield name, rgb_bytes(data, str(path))
 
+    @abc.abstractmethod
     def score(self, example: Example, prediction: str) -> float:
         """The evaluator's score of one answer, in [0, 1]."""
-        raise NotImplementedError
 
     def second_score(self, example: Example, prediction: str) -> float:
         """The second evaluator's score of one answer, in [0, 1]."""
-        raise NotImplementedError
+        raise NotImplementedError(f"task {self.name} has no second evaluator")
 
     # What a study asks of it.
 

@@ -11,8 +11,7 @@ from rich.console import Console
 
 from expertflow_jax import checkpoints, cli
 from expertflow_jax.files import make_folder, write_atomically
-from expertflow_jax.harness.environment import describe_environment
-from expertflow_jax.harness.inputs import claim_inputs
+from expertflow_jax.harness.inputs import claimed_workdir
 from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe, Qwen3VLMoeConfig
 from expertflow_jax.tasks.digit_scenes import processor_files
@@ -60,9 +59,7 @@ def train_and_export(invocation: cli.Invocation) -> Path:
     assert workdir is not None
     model = model_config(config)
     stream = _stream(config)
-    plain = json.loads(config.to_json_best_effort())
-    with Workdir(workdir, plain, describe_environment(config.seed)) as place:
-        claim_inputs(place, {"scikit-learn's handwritten digits": scans_file()})
+    with claimed_workdir(workdir, config, {"scikit-learn's handwritten digits": scans_file()}) as place:
         export = _train_and_export(invocation, model, stream, place)
     Console().print(f"exported to {export}")
     return export

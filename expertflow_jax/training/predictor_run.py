@@ -19,9 +19,7 @@ from expertflow_jax import checkpoints, cli
 from expertflow_jax.checkpoints.load import read_config
 from expertflow_jax.errors import InputError
 from expertflow_jax.files import write_atomically
-from expertflow_jax.harness.environment import describe_environment
-from expertflow_jax.harness.inputs import claim_inputs, model_files, task_files
-from expertflow_jax.harness.workdir import Workdir
+from expertflow_jax.harness.inputs import claimed_workdir, model_files, task_files
 from expertflow_jax.locate import locate
 from expertflow_jax.predictor import publish, report
 from expertflow_jax.predictor.examples import benchmark_examples, unusual_examples
@@ -162,8 +160,7 @@ def train_and_export(invocation: cli.Invocation) -> Path:
     path = locate(config.model)
     shape, training = predictor_config(config, path), training_config(config)
     _counts(config)
-    with Workdir(workdir, json.loads(config.to_json_best_effort()), describe_environment(config.seed)) as place:
-        claim_inputs(place, model_files(config.model) | _benchmark_files(config))
+    with claimed_workdir(workdir, config, model_files(config.model) | _benchmark_files(config)):
         return _train_and_export(invocation, path, shape, training)
 
 

@@ -4,7 +4,6 @@ Axes: N tokens, G = L - 1 gates, D model width, H gate width, E experts, K top-k
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,7 @@ from expertflow_jax import cli
 from expertflow_jax.errors import InputError
 from expertflow_jax.harness.cells import number
 from expertflow_jax.harness.data import prepare, read
-from expertflow_jax.harness.environment import describe_environment
-from expertflow_jax.harness.inputs import claim_inputs, model_files, task_files
+from expertflow_jax.harness.inputs import claimed_workdir, model_files, task_files
 from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.inference.loading import LoadedModel, load_model
 from expertflow_jax.inference.served import serve
@@ -168,8 +166,7 @@ def train_and_export(invocation: cli.Invocation) -> Path:
     config, workdir = invocation.config, invocation.workdir
     assert workdir is not None
     check(config)
-    with Workdir(workdir, json.loads(config.to_json_best_effort()), describe_environment(config.seed)) as place:
-        claim_inputs(place, model_files(config.model) | _question_files(config))
+    with claimed_workdir(workdir, config, model_files(config.model) | _question_files(config)) as place:
         model = load_model(str(locate(config.model)))
         data = lessons(model, _prompts(config, model, workdir), config.new_tokens, config.record_batch_size)
         kept = int(data.streams.shape[1] * (1 - config.held_out))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_routing import routings
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.offload.misses import MISS_POLICIES, LayerStep, make_miss_policy
@@ -29,20 +30,10 @@ NOTHING = (
 
 @st.composite
 def layer_steps(draw):
-    experts = draw(st.integers(2, 9))
-    top_k = draw(st.integers(1, min(4, experts)))
+    routing = draw(routings(2, 9))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    tokens = draw(st.integers(1, 12))
-    probs_NE = random.dirichlet(np.full(experts, 0.5), tokens).astype(np.float32)
-    ids_NK = np.argsort(-probs_NE, axis=1)[:, :top_k].astype(np.int32)
-    weights_NK = np.take_along_axis(probs_NE, ids_NK, axis=1)
-    if draw(st.booleans()):
-        weights_NK /= weights_NK.sum(axis=1, keepdims=True)
-    padding = random.random(tokens) < 0.2
-    ids_NK[padding], weights_NK[padding] = -1, 0
-    usable = random.random(experts) < draw(st.sampled_from([0.0, 0.5, 0.9, 1.0]))
-    image, prefill = random.random((2, tokens)) < 0.5
-    return LayerStep(draw(st.integers(0, 5)), 6, ids_NK, weights_NK, probs_NE, usable, image, prefill)
+    image, prefill = random.random((2, len(routing[0]))) < 0.5
+    return LayerStep(draw(st.integers(0, 5)), 6, *routing, image, prefill)
 
 
 def made_step(ids_NK, weights_NK, probs_NE, usable):

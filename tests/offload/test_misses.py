@@ -3,26 +3,10 @@
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
+from random_routing import routings
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.offload.misses import MISS_POLICIES, make_miss_policy
-
-
-@st.composite
-def routings(draw):
-    experts = draw(st.integers(1, 8))
-    top_k = draw(st.integers(1, min(4, experts)))
-    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    tokens = draw(st.integers(1, 12))
-    probs = random.dirichlet(np.full(experts, 0.5), tokens).astype(np.float32)
-    ids = np.argsort(-probs, axis=1)[:, :top_k].astype(np.int32)
-    weights = np.take_along_axis(probs, ids, axis=1)
-    if draw(st.booleans()):
-        weights /= weights.sum(axis=1, keepdims=True)
-    padding = random.random(tokens) < 0.2
-    ids[padding], weights[padding] = -1, 0
-    return ids, weights, probs, random.random(experts) < draw(st.sampled_from([0.0, 0.5, 0.9, 1.0]))
 
 
 @pytest.mark.parametrize("name", ["drop", "substitute"])

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,10 @@ from rich.progress import track
 from expertflow_jax.files import write_atomically
 from expertflow_jax.harness.cells import Axis, number, values
 from expertflow_jax.harness.document import Block, Code, Grid, Heading, to_markdown
-from expertflow_jax.harness.environment import describe_environment
 from expertflow_jax.harness.fields import checked
-from expertflow_jax.harness.inputs import claim_inputs, model_files
+from expertflow_jax.harness.inputs import claimed_workdir, model_files
 from expertflow_jax.harness.row_file import RowFile, with_keys
-from expertflow_jax.harness.workdir import Workdir
-from expertflow_jax.inference.loading import load_model
-from expertflow_jax.locate import locate
-from expertflow_jax.predictor import load_predictor
+from expertflow_jax.inference.served import load_with_predictor
 from expertflow_jax.simulation.machines import gpu_machine, recorded_machine
 from expertflow_jax.studies.ablations.variants import BASE, VARIANTS, Build
 from expertflow_jax.studies.ablations.variants import run as replay_build
@@ -64,10 +59,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
       InputError: bad config, or a workdir of another one.
     """
     columns = settings(config)
-    plain = json.loads(config.to_json_best_effort())
-    with Workdir(workdir, plain, describe_environment(config.seed)) as place:
-        models = model_files(config.model) | model_files(config.predictor, "predictor")
-        claim_inputs(place, models | {"costs": Path(config.costs)})
+    models = model_files(config.model) | model_files(config.predictor, "predictor")
+    with claimed_workdir(workdir, config, models | {"costs": Path(config.costs)}) as place:
         results = place.row_file("ablations.jsonl", with_keys("variant", "seconds"))
         _run_missing(config, columns, results)
         grids = tables(results.rows, columns)
@@ -89,15 +82,10 @@ def _run_missing(
 ) -> None:
     """Appends the rows that are not there yet, in the order of columns and variants."""
     places = [(variant, column, _place(variant, column)) for column in columns for variant in VARIANTS]
-    missing = [
-        (variant, column, place)
-        for variant, column, place in places
-        if not any(place.items() <= row.items() for row in results.rows)
-    ]
+    missing = [(variant, column, place) for variant, column, place in places if not results.holds(place)]
     if not missing:
         return
-    model = load_model(config.model)
-    predictor = load_predictor(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
+    model, predictor = load_with_predictor(config.model, config.predictor)
     machines = {config.model: recorded_machine(config.costs, config.link, model.store.expert_bytes)}
     shapes: dict[str, tuple[int, int, int] | None] = {config.model: None}
     for name, num_layers in config.shapes:

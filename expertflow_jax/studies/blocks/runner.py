@@ -1,6 +1,5 @@
 """Runs a config of blocks: cell by cell, resumable at cells; then the report. Nothing here depends on the machine."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,9 @@ from rich.console import Console
 from rich.progress import track
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.harness.environment import describe_environment
 from expertflow_jax.harness.fields import checked
-from expertflow_jax.harness.inputs import claim_inputs, model_files
+from expertflow_jax.harness.inputs import claimed_workdir, model_files
 from expertflow_jax.harness.row_file import with_keys
-from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.offload.budget import MemoryPlan, format_bytes
 from expertflow_jax.offload.variant import Variant
 from expertflow_jax.simulation.machines import gpu_machine
@@ -82,9 +79,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
     from expertflow_jax.studies.blocks.report import write_report
 
     pairs = plans(config)
-    plain = json.loads(config.to_json_best_effort())
-    with Workdir(workdir, plain, describe_environment(config.seed)) as place:
-        claim_inputs(place, model_files(config.model) | model_files(config.predictor, "predictor"))
+    models = model_files(config.model) | model_files(config.predictor, "predictor")
+    with claimed_workdir(workdir, config, models) as place:
         results = place.row_file("results.jsonl", with_keys("cell", "tokens_per_second"))
         finished = {row["cell"] for row in results.rows}
         missing = [(number, *pair) for number, pair in enumerate(pairs) if number not in finished]

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from expertflow_jax.inference.loading import load_model
-from expertflow_jax.locate import locate
-from expertflow_jax.predictor import load_predictor
+from expertflow_jax.inference.served import load_with_predictor
 from expertflow_jax.studies.blocks.memory import sizes_of
 from expertflow_jax.workloads.recorded import RecordedStep, record_questions, recorded_batches
 
@@ -21,8 +19,7 @@ class Traces:
     def __init__(self, config: ml_collections.ConfigDict, sequences: int):
         """Args: sequences: the most that any window has."""
         self._config = config
-        model = load_model(config.model)
-        self._predictor = load_predictor(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
+        model, self._predictor = load_with_predictor(config.model, config.predictor)
         self._recording = record_questions(model, sequences, max(1, config.new_tokens), config.seed)
         self._latest: tuple[tuple[str, int, int], list[list[RecordedStep]]] | None = None
 

@@ -16,16 +16,12 @@ from expertflow_jax import names
 from expertflow_jax.files import write_atomically
 from expertflow_jax.harness.cells import number
 from expertflow_jax.harness.document import to_markdown
-from expertflow_jax.harness.environment import describe_environment
-from expertflow_jax.harness.inputs import claim_inputs, model_files
+from expertflow_jax.harness.inputs import claimed_workdir, model_files
 from expertflow_jax.harness.row_file import with_keys
-from expertflow_jax.harness.workdir import Workdir
-from expertflow_jax.inference.loading import load_model
-from expertflow_jax.locate import locate
+from expertflow_jax.inference.served import load_with_predictor
 from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.offload.store import ExpertSizes
 from expertflow_jax.offload.variant import Variant, new_engine
-from expertflow_jax.predictor import load_predictor
 from expertflow_jax.simulation.event_log import record
 from expertflow_jax.simulation.gpus import GPUS
 from expertflow_jax.simulation.machines import recorded_machine
@@ -101,10 +97,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
       InputError: bad config, or a workdir of another one.
     """
     cells = cells_of(config)
-    plain = json.loads(config.to_json_best_effort())
-    with Workdir(workdir, plain, describe_environment(config.seed)) as place:
-        models = model_files(config.model) | model_files(config.predictor, "predictor")
-        claim_inputs(place, models | {"costs": Path(config.costs)})
+    models = model_files(config.model) | model_files(config.predictor, "predictor")
+    with claimed_workdir(workdir, config, models | {"costs": Path(config.costs)}) as place:
         results = place.row_file("results.jsonl", with_keys("kind", "claim"))
         _run_missing(config, cells, results)
         verdicts = judge(config, results.rows)
@@ -118,15 +112,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
 def _run_missing(config: ml_collections.ConfigDict, cells: list[SpeedCell], results: Any) -> None:
     """Appends the rows that are not there yet."""
 
-    def missing(place: Row) -> bool:
-        return not any(place.items() <= row.items() for row in results.rows)
-
-    speeds = [cell for cell in cells if missing(_place(cell))]
-    mechanisms = [n for n in config.mechanisms if missing({"kind": "mechanism", "claim": n})]
+    speeds = [cell for cell in cells if not results.holds(_place(cell))]
+    mechanisms = [n for n in config.mechanisms if not results.holds({"kind": "mechanism", "claim": n})]
     if not speeds and not mechanisms:
         return
-    model = load_model(config.model)
-    predictor = load_predictor(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)
+    model, predictor = load_with_predictor(config.model, config.predictor)
     recording = record_questions(model, config.sequences, config.new_tokens, config.seed)
     traces: dict[Any, list[ReplayStep]] = {}
 

@@ -1,6 +1,5 @@
 """Runs a scale config: cell by cell, resumable at cells; then the report."""
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +9,8 @@ import ml_collections
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from expertflow_jax.harness.environment import describe_environment
-from expertflow_jax.harness.inputs import claim_inputs
+from expertflow_jax.harness.inputs import claimed_workdir
 from expertflow_jax.harness.row_file import with_keys
-from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.offload.budget import format_bytes
 from expertflow_jax.simulation.host_cost import measure_host
 from expertflow_jax.studies.growth.grid import host_cells, host_row, machine_of, scheduler_cells, scheduler_row
@@ -80,12 +77,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
     from expertflow_jax.studies.growth.report import write_report
 
     cells = cells_of(config)
-    plain = json.loads(config.to_json_best_effort())
     console = Console(width=None if sys.stdout.isatty() else 118)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     costs = {f"config key workloads.{name}.recorded_costs": w.recorded_costs for name, w in config.workloads.items()}
-    with Workdir(workdir, plain, describe_environment(config.seed)) as place:
-        claim_inputs(place, {name: Path(file) for name, file in costs.items() if file})
+    with claimed_workdir(workdir, config, {name: Path(file) for name, file in costs.items() if file}) as place:
         results = place.row_file("results.jsonl", with_keys("cell", "kind"))
         finished = {row["cell"] for row in results.rows}
         with Progress(*columns, TextColumn("{task.description}"), auto_refresh=sys.stdout.isatty()) as progress:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import gc
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -18,16 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from expertflow_jax import interrupts
 from expertflow_jax.files import make_folder, write_atomically, write_json
 from expertflow_jax.harness import timeline
-from expertflow_jax.harness.environment import describe_environment
-from expertflow_jax.harness.inputs import claim_inputs, model_files
+from expertflow_jax.harness.inputs import claimed_workdir, model_files
 from expertflow_jax.harness.rows import to_csv
-from expertflow_jax.harness.workdir import Workdir, read_json
-from expertflow_jax.inference.loading import load_model
-from expertflow_jax.locate import locate
+from expertflow_jax.harness.workdir import read_json
+from expertflow_jax.inference.served import load_with_predictor
 from expertflow_jax.offload.budget import format_bytes
 from expertflow_jax.offload.link import LinkSpec
 from expertflow_jax.offload.variant import RESIDENT, Variant
-from expertflow_jax.predictor import load_predictor
 from expertflow_jax.simulation.gpus import scaled_link
 from expertflow_jax.simulation.limits import limit_of, super_steps
 from expertflow_jax.simulation.synthetic import forecast_recall
@@ -51,9 +47,7 @@ class Models:
     def __init__(self, config: ml_collections.ConfigDict):
         self._config = config
         self._setups: dict[str, Setup] = {}
-        self.model = load_model(config.model)
-        path = locate(config.predictor, "predictor")
-        self.predictor = load_predictor(path, expect_fingerprint=self.model.fingerprint)
+        self.model, self.predictor = load_with_predictor(config.model, config.predictor)
         steps = max(steps for *_, steps in config.windows)
         self.recording = record_questions(self.model, config.sequences, steps, config.seed)
         self._uses = setups.predicted_uses(self.predictor, self.recording)
@@ -106,11 +100,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
 
     deadline = time.monotonic() + 60 * config.minutes
     cells = cells_of(config)
-    plain = json.loads(config.to_json_best_effort())
     console = Console(width=None if sys.stdout.isatty() else 118)
-    with Workdir(workdir, plain, describe_environment(config.seed)) as place:
+    files = model_files(config.model) | model_files(config.predictor, "predictor")
+    with claimed_workdir(workdir, config, files) as place:
         results = place.row_file("results.jsonl", Row.from_json, Row.to_json)
-        claim_inputs(place, model_files(config.model) | model_files(config.predictor, "predictor"))
         whole = _whole_cells(results.rows, cells)
         results.keep(lambda row: row.cell in whole)
         models = Models(config)
