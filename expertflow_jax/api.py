@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from expertflow_jax import compilation_cache
+from expertflow_jax import compilation_cache, gpu_caps
 from expertflow_jax.errors import InputError
 from expertflow_jax.inference.answers import Answer, Wishes, answer_batches
 from expertflow_jax.inference.arguments import whole_number
@@ -128,29 +128,29 @@ class OffloadedModel:
         if Variant.of(policy).forecast == "truth":
             raise InputError(f"policy {policy!r} needs the recorded routing of the same run; use eval.study")
         misses = make_miss_policy(miss_policy)
-        model = load_model(
-            _path("path_or_hub_id", path_or_hub_id),
-            dtype,
-            expert_dtype=expert_dtype,
-            host_memory_budget=host_memory_budget,
-        )
+        directory = locate(_path("path_or_hub_id", path_or_hub_id))
+        largest: dict[str, Any] = {
+            "memory_budget": memory_budget,
+            "cache_fraction": cache_fraction,
+            "max_batch_size": max_batch_size,
+            "max_tokens": max_tokens,
+            "max_image_tokens": max_image_tokens,
+            "batches_per_block": batches_per_block,
+        }
+        if gpu_caps.awaits_gpu(os.environ):  # XLA's caps can be raised until the first array is made
+            described = ModelSizes.described_in(directory, dtype, expert_dtype, host_memory_budget).with_copies(misses)
+            _, plan = plan_service(described, None, **largest)
+            gpu_caps.prepare(gpu_caps.Needs(described.pinned_bytes, plan.total_bytes))
+        model = load_model(str(directory), dtype, expert_dtype=expert_dtype, host_memory_budget=host_memory_budget)
         forecaster = None
         if predictor is not None:
-            directory = locate(_path("predictor", predictor), "predictor")
-            forecaster = load_predictor(directory, expect_fingerprint=model.fingerprint)
+            folder = locate(_path("predictor", predictor), "predictor")
+            forecaster = load_predictor(folder, expect_fingerprint=model.fingerprint)
         pin_experts(model.store, None if forecaster is None else forecaster.popularity)
         copies = quantized_copies(model, misses) if misses.copies else None
         sizes = dataclasses.replace(ModelSizes.of(model), copies=None if copies is None else copies.stages.layout)
-        size, plan = plan_service(
-            sizes,
-            forecaster,
-            memory_budget=memory_budget,
-            cache_fraction=cache_fraction,
-            max_batch_size=max_batch_size,
-            max_tokens=max_tokens,
-            max_image_tokens=max_image_tokens,
-            batches_per_block=batches_per_block,
-        )
+        size, plan = plan_service(sizes, forecaster, **largest)
+        gpu_caps.check(gpu_caps.Needs(device_bytes=plan.total_bytes))
         return cls(model, plan, size, policy=policy, misses=misses, copies=copies, predictor=forecaster, link=link)
 
     def logits(

@@ -22,7 +22,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from expertflow_jax import compilation_cache, interrupts
+from expertflow_jax import compilation_cache, gpu_caps, interrupts
 from expertflow_jax.errors import InputError, brief
 from expertflow_jax.files import refused_write, write_error
 
@@ -201,6 +201,7 @@ def run_command(
     try:
         with interrupts.noted():
             invocation = parse(arguments, description=description, needs_workdir=needs_workdir, options=options)
+            gpu_caps.take_whole_machine()
             compilation_cache.enable()
             main(invocation)
             sys.stdout.flush()

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from expertflow_jax import gpu_caps
 from expertflow_jax.checkpoints import ExpertFiles, load_dense_and_experts
 from expertflow_jax.errors import InputError
 from expertflow_jax.inference.stages import Stages
@@ -148,6 +149,7 @@ def host_plan(
 
 
 def _host_tier(experts: ExpertFiles, layout: BufferLayout, host: HostPlan) -> ExpertStore | TieredStore:
+    gpu_caps.check(gpu_caps.Needs(host_bytes=host.pinned * layout.nbytes))
     if host.pinned < host.experts:
         return TieredStore(layout, experts.num_layers, experts.num_experts, experts.read, host)
     store = ExpertStore(layout, experts.num_layers, experts.num_experts)

@@ -25,6 +25,7 @@ from expertflow_jax.models.causal_lm import ModelConfig
 from expertflow_jax.models.experts import BufferLayout
 from expertflow_jax.models.quantized import layout_for
 from expertflow_jax.offload.budget import HostPlan, MemoryPlan
+from expertflow_jax.offload.misses import MissPolicy
 from expertflow_jax.predictor import Predictor
 from expertflow_jax.processing.batching import Prompt
 
@@ -53,6 +54,19 @@ class ModelSizes:
     def scratch_bytes(self) -> int:
         """Device memory that running an expert takes, of either form."""
         return max(layout.scratch_bytes for layout in (self.layout, self.copies) if layout is not None)
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Pinned host memory of the experts, and of their quantised copies."""
+        copies = 0 if self.copies is None else self.host.experts * self.copies.nbytes
+        return self.host.pinned * self.layout.nbytes + copies
+
+    def with_copies(self, misses: MissPolicy) -> "ModelSizes":
+        """The same with the quantised copies that a miss policy runs, if it runs such."""
+        if not misses.copies:
+            return self
+        full = self.config.text.expert_layout(self.dtype)
+        return dataclasses.replace(self, copies=layout_for(full, misses.copies))
 
     @staticmethod
     def of(model: LoadedModel) -> "ModelSizes":

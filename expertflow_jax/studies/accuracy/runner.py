@@ -13,6 +13,7 @@ import ml_collections
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from expertflow_jax import gpu_caps
 from expertflow_jax.errors import InputError
 from expertflow_jax.harness import data as study_data
 from expertflow_jax.harness.environment import describe_environment
@@ -154,7 +155,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
         claim_inputs(writer, _inputs(config, asked))
         setting = prepare(config, asked, todo)
         for cell in todo:
-            setting.plan(cell)  # a budget below the minimum is said before any cell runs
+            memory = setting.plan(cell)  # a budget below the minimum is said before any cell runs
+            gpu_caps.check(gpu_caps.Needs(device_bytes=memory.total_bytes))
         _run_cells(config, setting, todo, writer)
         rows = _of_the_grid(writer, todo)
         writer.finish(rows)

@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from expertflow_jax import interrupts
+from expertflow_jax import gpu_caps, interrupts
 from expertflow_jax.files import make_folder, write_atomically, write_json
 from expertflow_jax.harness import timeline
 from expertflow_jax.harness.inputs import claimed_workdir, model_files
@@ -169,6 +169,8 @@ def _run_cell(
         name: resident_plan if v.whole else window.plan(cell.cache_fraction, v.forecast == "predictor")
         for name, v in variants.items()
     }
+    for memory in plans.values():
+        gpu_caps.check(gpu_caps.Needs(device_bytes=memory.total_bytes))
     compile_groups(window)
     reference = run_once(window, RESIDENT, 0, link)  # compiles, and says what each step needs
     warm = {
