@@ -249,7 +249,7 @@ class Layers:
 
     @bookkeeping
     def _sorted(self, ids_NxK: np.ndarray) -> ExpertRows:
-        return expert_rows(ids_NxK, self.engine.store.num_experts)
+        return expert_rows(ids_NxK, self.engine.store.num_experts, self.engine.form)
 
     @bookkeeping
     def _groups(self, rows: ExpertRows, experts: Sequence[int]) -> list[tuple[tuple[int, ...], np.ndarray]]:

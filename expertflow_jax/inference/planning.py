@@ -22,6 +22,7 @@ from expertflow_jax.inference.arguments import real_number, whole_number
 from expertflow_jax.inference.loading import LoadedModel, check_dtype, host_plan
 from expertflow_jax.inference.memory import RequestSize, best_block, plan_request
 from expertflow_jax.models.causal_lm import ModelConfig
+from expertflow_jax.models.device_form import DeviceForm, device_form
 from expertflow_jax.models.experts import BufferLayout
 from expertflow_jax.models.quantized import layout_for
 from expertflow_jax.offload.budget import HostPlan, MemoryPlan
@@ -41,6 +42,7 @@ class ModelSizes:
       layout: of which arrays an expert consists.
       host: how they are divided between host memory and files.
       copies: of which arrays a quantised copy consists, where a miss policy runs such.
+      form: how experts lie and run on the device.
     """
 
     config: ModelConfig
@@ -49,11 +51,12 @@ class ModelSizes:
     layout: BufferLayout
     host: HostPlan
     copies: BufferLayout | None = None
+    form: DeviceForm = dataclasses.field(default_factory=device_form)
 
     @property
     def scratch_bytes(self) -> int:
         """Device memory that running an expert takes, of either form."""
-        return max(layout.scratch_bytes for layout in (self.layout, self.copies) if layout is not None)
+        return max(self.form.scratch_bytes(layout) for layout in (self.layout, self.copies) if layout is not None)
 
     @property
     def pinned_bytes(self) -> int:
@@ -72,7 +75,7 @@ class ModelSizes:
     def of(model: LoadedModel) -> "ModelSizes":
         """Of a model that is loaded."""
         stages = model.stages
-        return ModelSizes(model.config, stages.dense_bytes, stages.dtype, stages.layout, model.host)
+        return ModelSizes(model.config, stages.dense_bytes, stages.dtype, stages.layout, model.host, form=stages.form)
 
     @staticmethod
     def described_in(

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Int
 
+from expertflow_jax.models.device_form import IN_PLACE, DeviceForm
+
 SMALLEST_ROWS = 4  # measured on CPU with 8 sequences: 11 to 20 % faster than 8, and than 2 where experts are large
 GROUP_SIZES = (8, 4, 2, 1)  # experts per compiled call: few enough calls, few enough compilations
 FEW_ROWS = 32  # beyond so many the work outweighs the call, and two sizes do
@@ -23,27 +25,29 @@ def group_sizes(padding: int) -> tuple[int, ...]:
     return GROUP_SIZES if padding <= FEW_ROWS else GROUP_SIZES_OF_MANY
 
 
-def smallest_rows(tokens: int) -> int:
+def smallest_rows(tokens: int, form: DeviceForm = IN_PLACE) -> int:
     """C of an expert with a single row, in a step of N tokens."""
-    return min(SMALLEST_ROWS, 1 << max(tokens - 1, 0).bit_length())
+    return min(SMALLEST_ROWS, max(form.least_rows, 1 << max(tokens - 1, 0).bit_length()))
 
 
-def paddings(tokens: int) -> list[int]:
+def paddings(tokens: int, form: DeviceForm = IN_PLACE) -> list[int]:
     """Every C of an expert in a step of N tokens, ascending."""
-    sizes = [smallest_rows(tokens)]
+    sizes = [smallest_rows(tokens, form)]
     while sizes[-1] < tokens:
         sizes.append(2 * sizes[-1])
     return sizes
 
 
-def group_shapes(tokens: int, top_k: int, num_experts: int, most_rows: int | None = None) -> list[tuple[int, int]]:
+def group_shapes(
+    tokens: int, top_k: int, num_experts: int, most_rows: int | None = None, form: DeviceForm = IN_PLACE
+) -> list[tuple[int, int]]:
     """Every (n, C) of a group that a step of N tokens may run, whatever its routing and the order of arrivals.
 
     Args:
       most_rows: of one expert, where it is known; None: all N.
     """
     most, shapes, least = tokens if most_rows is None else most_rows, [], 1
-    for padding in paddings(tokens):
+    for padding in paddings(tokens, form):
         if least > most:
             break
         experts = min(num_experts, tokens * top_k // least)
@@ -92,12 +96,13 @@ class ExpertRows:
                 yield tuple(chosen), rows
 
 
-def expert_rows(expert_ids: Int[np.ndarray, "N K"], num_experts: int) -> ExpertRows:
+def expert_rows(expert_ids: Int[np.ndarray, "N K"], num_experts: int, form: DeviceForm = IN_PLACE) -> ExpertRows:
     """Sorts the rows of a layer-step by expert.
 
     Args:
       expert_ids: int32 [N, K], -1 where there is nothing to compute.
       num_experts: E.
+      form: of the device, which says how few rows an expert may have.
     """
     flat = expert_ids.reshape(-1)
     counts = np.bincount(flat + 1, minlength=num_experts + 1)[1:]
@@ -106,4 +111,4 @@ def expert_rows(expert_ids: Int[np.ndarray, "N K"], num_experts: int) -> ExpertR
     order = np.argsort(keys, kind="stable").astype(np.int32)
     starts = np.cumsum(counts) - counts
     tokens = expert_ids.shape[0]
-    return ExpertRows(order, starts, counts, smallest_rows(tokens))
+    return ExpertRows(order, starts, counts, smallest_rows(tokens, form))

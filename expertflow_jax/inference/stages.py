@@ -18,6 +18,7 @@ from flax import nnx
 from expertflow_jax.inference.rows import group_shapes
 from expertflow_jax.inference.selection import can_select, run_selected, whole_step
 from expertflow_jax.models import experts
+from expertflow_jax.models.device_form import IN_PLACE, DeviceForm, device_form
 from expertflow_jax.processing.batching import PromptBatch
 
 Weights = tuple[jax.Array, ...]
@@ -48,12 +49,18 @@ class Stages:
     Attributes:
       dense_bytes: device bytes of everything but the experts.
       layout: of which arrays an expert consists.
+      form: how experts lie and run; engines that serve the model take the same one.
       layer_stages: of each layer, shared by layers of one structure.
       layer_weights, trunk_weights: the parameters on the device, of each layer and of the rest.
     """
 
-    def __init__(self, module: Any, device: jax.Device | None = None):
-        """Args: module: a model of `expertflow_jax.models` built with `with_experts=False`."""
+    def __init__(self, module: Any, device: jax.Device | None = None, form: DeviceForm | None = None):
+        """
+        Args:
+          module: a model of `expertflow_jax.models` built with `with_experts=False`.
+          device: the first local one by default.
+          form: how experts lie and run; what suits the device by default.
+        """
         self.config = module.config
         device = device or jax.local_devices()[0]
         layers = list(module.layers)
@@ -85,7 +92,7 @@ class Stages:
         self.dense_bytes = sum(array.nbytes for _, array in placed.values())
         text = self.config.text
         self.dtype = module.dtype
-        self._use(text.expert_layout(module.dtype))
+        self._use(text.expert_layout(module.dtype), form or device_form(device))
 
         def merged(weights: Weights) -> Any:
             return nnx.merge(trunk_def, jax.tree.unflatten(self._trunk_treedef, weights))
@@ -102,14 +109,14 @@ class Stages:
             lambda rows: jnp.zeros((rows, text.hidden_size), self.dtype), static_argnums=0, out_shardings=self._memory
         )
 
-    def _use(self, layout: experts.BufferLayout) -> None:
+    def _use(self, layout: experts.BufferLayout, form: DeviceForm) -> None:
         def run(out: jax.Array, y: jax.Array, rows: jax.Array, *buffers: experts.Parts) -> jax.Array:
-            return experts.run_expert_group(layout, buffers, rows, y.reshape(-1, y.shape[-1]), out)
+            return experts.run_expert_group(layout, buffers, rows, y.reshape(-1, y.shape[-1]), out, form.apart)
 
         def select(parts: Sequence[experts.Parts], y: jax.Array, ids: jax.Array) -> jax.Array:
             return run_selected(layout, parts, y, ids)
 
-        self.layout = layout
+        self.layout, self.form = layout, form
         self._compiled: set[tuple[int, int]] = set()  # (B, T) whose groups `precompile` has seen
         self._run = jax.jit(run, donate_argnums=0)
         self._whole: Any = whole_step(self, select)
@@ -127,8 +134,15 @@ class Stages:
 
     def with_layout(self, layout: experts.BufferLayout) -> "Stages":
         """The same dense parameters, serving experts of another layout."""
+        return self._with(layout, self.form)
+
+    def with_form(self, form: DeviceForm) -> "Stages":
+        """The same model on a device that is treated as another."""
+        return self._with(self.layout, form)
+
+    def _with(self, layout: experts.BufferLayout, form: DeviceForm) -> "Stages":
         other = copy.copy(self)
-        other._use(layout)
+        other._use(layout, form)
         return other
 
     def embed_prompts(self, batch: PromptBatch) -> tuple[jax.Array, jax.Array | None]:
@@ -170,8 +184,9 @@ class Stages:
         return self._run(out, y, rows, *buffers)
 
     def selects(self, tokens: int) -> bool:
-        """Whether a decode step of N tokens may run as `decode_step`."""
-        return can_select(self.layout, len(self.moe_layers), self.config.text.num_experts, tokens)
+        """Whether a decode step of N tokens may run as `decode_step`, which is made of the CPU's programs."""
+        sizes = len(self.moe_layers), self.config.text.num_experts
+        return self.form == IN_PLACE and can_select(self.layout, *sizes, tokens)
 
     def decode_step(self, experts_LxE: Any, kv: Any, x: jax.Array, *where: Any) -> tuple[Any, ...]:
         """All layers in one call, where all experts are there; donates `kv`. See `selection.whole_step`."""
@@ -211,7 +226,7 @@ class Stages:
             tokens, top_k = batch * length, text.num_experts_per_tok
             y = jax.device_put(np.zeros((batch, length, text.hidden_size), self.dtype), self._memory)  # [B, T, D]
             out = self.empty_output(tokens, top_k)  # [N * K + 1, D]
-            for size, padding in group_shapes(tokens, top_k, text.num_experts, most_rows):
+            for size, padding in group_shapes(tokens, top_k, text.num_experts, most_rows, self.form):
                 rows = np.full((size, padding), tokens * top_k, np.int32)  # [n, C]
                 out = self.run_experts(out, y, rows, [expert] * size)
         if most_rows is None:

@@ -30,11 +30,11 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.models.device_form import DeviceForm, device_form
 from expertflow_jax.offload.balance import Balance
 from expertflow_jax.offload.clock import Clock, VirtualClock, bookkeeping
 from expertflow_jax.offload.counts import Counts
@@ -59,6 +59,7 @@ class ExpertCacheEngine:
       store: the host tier.
       clock: where time is kept.
       pool: the slots.
+      form: how they are written.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class ExpertCacheEngine:
         window: int | None = None,
         disk: LinkSpec | str = "direct",
         copies: HostTier | None = None,
+        form: DeviceForm | None = None,
     ):
         """
         Args:
@@ -82,6 +84,7 @@ class ExpertCacheEngine:
           window: transfers under way at most; the link's own default if None.
           disk: from files to host memory, of a store that leaves experts on disk; counts on the virtual clock alone.
           copies: the same experts quantised, see `rounds`; one takes a whole slot.
+          form: how slots are written; what suits the device by default.
 
         Raises:
           InputError: fewer than one slot, or fewer than the policy needs; an unknown policy or link.
@@ -92,10 +95,10 @@ class ExpertCacheEngine:
         self.num_slots = min(num_slots, store.num_layers * store.num_experts)
         self.clock = clock or VirtualClock()
         self.policy = make_policy(policy)
-        # On CPU a slot is overwritten in place, and the write itself waits for whoever still reads it.
-        self._reads_last = not self.clock.virtual and jax.default_backend() != "cpu"
+        self.form = form or device_form()
+        self._reads_last = not self.clock.virtual and self.form.reads_last
         sizes = (store.num_layers, store.num_experts, store.expert_bytes)
-        self.pool = SlotPool(self.num_slots, *sizes, reuses_at_once=not self._reads_last)
+        self.pool = SlotPool(self.num_slots, *sizes, self.form, reuses_at_once=not self._reads_last)
         self.policy.attach(self.pool)
         self._changed = threading.Condition(threading.RLock())
         self._link = self._make_link(LinkSpec.parse(link), window)

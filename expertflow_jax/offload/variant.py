@@ -9,6 +9,7 @@ from typing import get_args
 
 from expertflow_jax import names
 from expertflow_jax.errors import InputError
+from expertflow_jax.models.device_form import DeviceForm
 from expertflow_jax.offload.clock import Clock
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.link import LinkSpec
@@ -109,6 +110,7 @@ def new_engine(
     clock: Clock | None = None,
     disk: LinkSpec | str = "direct",
     copies: HostTier | None = None,
+    form: DeviceForm | None = None,
 ) -> ExpertCacheEngine:
     """An engine with a warm cache and fresh counts; close it.
 
@@ -117,13 +119,15 @@ def new_engine(
       num_slots: S; None, or a policy that keeps everything: as many as there are experts.
       clock: a new virtual one by default.
       copies: the same experts quantised, for a miss policy that runs such.
+      form: of the stages that run the experts; what suits the device by default.
 
     Raises:
       InputError: fewer slots than the policy needs, or an unknown link.
     """
     everything = store.num_layers * store.num_experts
     slots = everything if num_slots is None or variant.whole else num_slots
-    engine = ExpertCacheEngine(store, slots, make_policy(variant.policy), link, clock, disk=disk, copies=copies)
+    policy = make_policy(variant.policy)
+    engine = ExpertCacheEngine(store, slots, policy, link, clock, disk=disk, copies=copies, form=form)
     engine.warm_up()
     engine.reset_stats()
     return engine

@@ -5,7 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expertflow_jax.inference.rows import expert_rows, group_shapes
+from expertflow_jax.models.device_form import IN_PLACE, REPLACED
 from expertflow_jax.processing.batching import bucket
+
+FORMS = st.sampled_from([IN_PLACE, REPLACED])
 
 
 @st.composite
@@ -53,13 +56,14 @@ def test_an_experts_rows_do_not_depend_on_the_round_it_is_in(routing, size):
 
 
 @settings(max_examples=100, deadline=None)
-@given(routings(), st.integers(1, 5))
-def test_every_group_is_one_of_those_that_are_compiled_beforehand(routing, size):
+@given(routings(), st.integers(1, 5), FORMS)
+def test_every_group_is_one_of_those_that_are_compiled_beforehand(routing, size, form):
     ids, num_experts = routing
-    rows = expert_rows(ids, num_experts)
+    rows = expert_rows(ids, num_experts, form)
     needed = rows.needed.tolist()
-    shapes = set(group_shapes(*ids.shape, num_experts))
-    known = set(group_shapes(*ids.shape, num_experts, int(rows.counts.max(initial=1))))
+    shapes = set(group_shapes(*ids.shape, num_experts, form=form))
+    known = set(group_shapes(*ids.shape, num_experts, int(rows.counts.max(initial=1)), form))
+    assert all(padding >= form.least_rows for _, padding in shapes)
     assert known <= shapes
     for experts in [needed, *(needed[i : i + size] for i in range(0, len(needed), size))]:
         assert {group.shape for _, group in rows.groups(experts)} <= known

@@ -115,12 +115,13 @@ def random_layout_and_buffers(kind, dtype, d=64, f=48, count=8):
 
 @pytest.mark.parametrize("kind", [None, *KINDS])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_group_computes_what_its_experts_compute_alone(kind, dtype):
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_group_computes_what_its_experts_compute_alone(kind, dtype, apart):
     layout, buffers = random_layout_and_buffers(kind, dtype)
     rng = np.random.default_rng(2)
     y = jnp.asarray(rng.normal(size=(16, 64)), dtype)
     rows = rng.permutation(32).reshape(8, 4).astype(np.int32)
-    run = jax.jit(lambda out, y, rows, *b: run_expert_group(layout, b, rows, y, out))
+    run = jax.jit(lambda out, y, rows, *b: run_expert_group(layout, b, rows, y, out, apart))
     together = run(jnp.zeros((33, 64), dtype), y, rows, *buffers)
     alone = jnp.zeros((33, 64), dtype)
     for i, buffer in enumerate(buffers):

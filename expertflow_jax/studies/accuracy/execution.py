@@ -80,7 +80,9 @@ class Setting:
             predictor=self.predictor if cell.forecasts else None,
             memory_budget=cell.memory_budget,
             cache_fraction=cell.cache_fraction,
-            scratch_bytes=max(part.stages.layout.scratch_bytes for part in (model, copies) if part is not None),
+            scratch_bytes=max(
+                part.stages.form.scratch_bytes(part.stages.layout) for part in (model, copies) if part is not None
+            ),
             host=model.host,
         )
         cell.variant.check_slots(plan.slots, model.store)

@@ -63,5 +63,5 @@ def block_plan(
         predictor=predictor_of(directory) if forecasts else None,
         memory_budget=memory_budget,
         cache_fraction=cache_fraction,
-        scratch_bytes=sizes.layout.scratch_bytes,
+        scratch_bytes=sizes.scratch_bytes,
     )
