@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from expertflow_jax.inference.device_memory import bytes_in_use
+from expertflow_jax.inference.layer_stages import Attended
 from expertflow_jax.inference.members import Member, StepRecord
 from expertflow_jax.inference.rows import ExpertRows, expert_rows
 from expertflow_jax.inference.stages import Stages
@@ -150,7 +151,7 @@ class Layers:
         sequences, pool = member.sequences, self.engine.pool
         experts_LxE = [pool.layer_buffers(layer) for layer in range(pool.num_layers)]
         where = (member.positions, sequences.lengths, member.lengths)
-        x, ids, sequences.kv = self.stages.decode_step(experts_LxE, sequences.kv, member.x, *where)
+        sequences.kv, x, ids = self.stages.decode_step(experts_LxE, sequences.kv, member.x, *where)
         self._unread = record, ids
         return x
 
@@ -158,8 +159,7 @@ class Layers:
         for passage in passages:
             member, sequences = passage.member, passage.member.sequences
             where = (member.positions, sequences.lengths, member.lengths)
-            passage.x, *kv = self.stages.dense_layer(layer, passage.x, sequences.kv[layer], *where)
-            sequences.kv[layer] = tuple(kv)
+            sequences.kv[layer], passage.x = self.stages.dense_layer(layer, passage.x, sequences.kv[layer], *where)
 
     def _moe_layer(self, layer: int, moe_layer: int, passages: Sequence[_Passage], sample: bool) -> int:
         routed = self._route(layer, moe_layer, passages)
@@ -186,16 +186,15 @@ class Layers:
 
     def _route(self, layer: int, moe_layer: int, passages: Sequence[_Passage]) -> list[_Routed]:
         """Attention and router of all members, and one read of what they chose."""
-        attended = []
+        attended: list[Attended] = []
         for passage in passages:
             member, sequences = passage.member, passage.member.sequences
             where = (member.positions, sequences.lengths, member.lengths)
-            *outputs, k, v = self.stages.attend_and_route(layer, passage.x, sequences.kv[layer], *where)
-            sequences.kv[layer] = (k, v)
-            attended.append(outputs)
-        choices = jax.device_get([ids for _, _, ids, _, _ in attended])
+            attended.append(self.stages.attend_and_route(layer, passage.x, sequences.kv[layer], *where))
+            sequences.kv[layer] = attended[-1].kv
+        choices = jax.device_get([a.ids for a in attended])
         routed = []
-        for passage, (h, y, _, weights, probs), chosen in zip(passages, attended, choices, strict=True):
+        for passage, (_, h, y, _, weights, probs), chosen in zip(passages, attended, choices, strict=True):
             self.spend("attend_seconds", int(passage.member.lengths.sum()))
             record = passage.record
             record.expert_ids[:, :, moe_layer] = chosen

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.inference.layer_stages import Attended
 from expertflow_jax.locate import committed, locate
 from expertflow_jax.offload.policies.base import CachePolicy
 from expertflow_jax.offload.policies.pregated_forecast import PregatedForecast
@@ -40,21 +41,22 @@ class PregatedStages(ForeseeingStages):
         self._foretold: collections.deque[jax.Array] = collections.deque()
         self._latest = -1
 
-    def attend_and_route(self, layer: int, x: Any, kv: Any, *where: Any) -> Any:
+    def attend_and_route(self, layer: int, x: Any, kv: Any, *where: Any) -> Attended:
         """As `Stages.attend_and_route`; members of a super-step come in the same order in every layer."""
         number, text = self._number[layer], self._stages.config.text
-        h, y, ids, weights, probs, *kv = self._stages.attend_and_route(layer, x, kv, *where)
+        attended = self._stages.attend_and_route(layer, x, kv, *where)
         if number == 0:
             if self._latest != 0:  # a new step; the last one may have been given up
                 self._foretold.clear()
         else:
             probs = self._foretold.popleft()
             chosen, weights = choose(probs, top_k=text.num_experts_per_tok, normalised=text.norm_topk_prob)
-            ids = jnp.where(ids >= 0, chosen, -1)
+            ids = jnp.where(attended.ids >= 0, chosen, -1)
+            attended = attended._replace(ids=ids, weights=weights, probs=probs)
         self._latest = number
         if number + 1 < len(self._number):
-            self._foretold.append(self._gates.probs(number, h))
-        return h, y, ids, weights, probs, *kv
+            self._foretold.append(self._gates.probs(number, attended.h))
+        return attended
 
 
 def with_gates(stages: Any, policy: CachePolicy, model: Any) -> Any:

@@ -36,8 +36,8 @@ def whole_step(stages: Any, run: Callable[[Any, jax.Array, jax.Array], jax.Array
 
     Returns:
       a function (weights of each layer, experts of each MoE layer, keys and values of each layer (donated),
-      x [B, T, D], positions, start, lengths) -> final hidden states [B, T, D], ids int32 [B, T, K] of each MoE layer
-      that ran, keys and values.
+      x [B, T, D], positions, start, lengths) -> keys and values, final hidden states [B, T, D], ids int32 [B, T, K] of
+      each MoE layer that ran.
     """
     runs = stages.config.text.decode_layers
     compiled, is_moe = list(stages.layer_stages), list(stages.is_moe)  # not `stages`, which would hold itself
@@ -46,19 +46,18 @@ def whole_step(stages: Any, run: Callable[[Any, jax.Array, jax.Array], jax.Array
         kv, chosen, moe_layer = list(kv), [], 0
         for layer, moe in enumerate(is_moe):
             if runs[layer] and moe:
-                attended = compiled[layer].attend(weights[layer], x, *kv[layer], *where)
-                h, y, ids, shares, _, *kv[layer] = jax.lax.optimization_barrier(attended)
+                attended = compiled[layer].attend(weights[layer], kv[layer], x, *where)
+                kv[layer], h, y, ids, shares, _ = jax.lax.optimization_barrier(attended)
                 ids_NxK = ids.reshape(-1, ids.shape[-1])
                 out = run(experts[moe_layer], y.reshape(-1, y.shape[-1]), ids_NxK)
                 mixed = combine(h.reshape(-1, h.shape[-1]), out, shares.reshape(ids_NxK.shape))
                 x = jax.lax.optimization_barrier(mixed.reshape(h.shape))
                 chosen.append(ids)
             elif runs[layer]:
-                x, *kv[layer] = jax.lax.optimization_barrier(
-                    compiled[layer].dense(weights[layer], x, *kv[layer], *where)
-                )
+                outputs = compiled[layer].dense(weights[layer], kv[layer], x, *where)
+                kv[layer], x = jax.lax.optimization_barrier(outputs)
             moe_layer += moe
-        return x, chosen, [tuple(pair) for pair in kv]
+        return kv, x, chosen
 
     return jax.jit(step, donate_argnums=2)
 

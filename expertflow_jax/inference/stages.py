@@ -15,32 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from expertflow_jax.inference.layer_stages import Attended, KeysValues, LayerStages, Weights
 from expertflow_jax.inference.rows import group_shapes
 from expertflow_jax.inference.selection import can_select, run_selected, whole_step
 from expertflow_jax.models import experts
 from expertflow_jax.models.device_form import IN_PLACE, DeviceForm, device_form
 from expertflow_jax.processing.batching import PromptBatch
-
-Weights = tuple[jax.Array, ...]
-
-
-class LayerStages:
-    """Compiled functions of one structure of layer; each takes the layer's weights, `treedef` puts them together."""
-
-    def __init__(self, graphdef: Any, treedef: Any):
-        def layer(weights: Weights) -> Any:
-            return nnx.merge(graphdef, jax.tree.unflatten(treedef, weights))
-
-        def attend(weights: Weights, x: jax.Array, k: jax.Array, v: jax.Array, *where: jax.Array) -> Any:
-            return layer(weights).attend_and_route(x, k, v, *where)
-
-        def dense(weights: Weights, x: jax.Array, k: jax.Array, v: jax.Array, *where: jax.Array) -> Any:
-            return layer(weights).dense(x, k, v, *where)
-
-        self.treedef = treedef
-        self.attend = jax.jit(attend, donate_argnums=(2, 3))
-        self.dense = jax.jit(dense, donate_argnums=(2, 3))
-        self.route = jax.jit(lambda weights, h: layer(weights).route(h))
 
 
 class Stages:
@@ -160,13 +140,13 @@ class Stages:
         """Token ids [B, T] with image embeddings merged in: [B, T, D]."""
         return self._embed(self.trunk_weights, ids, images, index)
 
-    def attend_and_route(self, layer: int, x: jax.Array, kv: tuple[jax.Array, jax.Array], *where: Any) -> Any:
+    def attend_and_route(self, layer: int, x: jax.Array, kv: KeysValues, *where: Any) -> Attended:
         """Attention and router of MoE layer `layer` (index among all layers); donates `kv`."""
-        return self.layer_stages[layer].attend(self.layer_weights[layer], x, *kv, *where)
+        return self.layer_stages[layer].attend(self.layer_weights[layer], kv, x, *where)
 
-    def dense_layer(self, layer: int, x: jax.Array, kv: tuple[jax.Array, jax.Array], *where: Any) -> Any:
-        """A layer without experts; donates `kv`."""
-        return self.layer_stages[layer].dense(self.layer_weights[layer], x, *kv, *where)
+    def dense_layer(self, layer: int, x: jax.Array, kv: KeysValues, *where: Any) -> tuple[KeysValues, jax.Array]:
+        """A layer without experts; donates `kv`, and gives them and x [B, T, D]."""
+        return self.layer_stages[layer].dense(self.layer_weights[layer], kv, x, *where)
 
     def next_router(self, layer: int, h: jax.Array) -> jax.Array:
         """Speculative loading (2312.17238): what `layer`'s router would choose on the residual stream `h`

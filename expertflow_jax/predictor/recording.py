@@ -47,7 +47,7 @@ class StepOutput:
 def _run(graph: Any, state: Any, inputs: dict[str, Any], caches: list, images: Any, deepstack: Any) -> Any:
     """All layers on new tokens: `inputs` holds ids [B, T], positions [3, B, T], start [B], lengths [B], embed_index.
 
-    Returns `StepOutput` and the caches.
+    Returns the caches and `StepOutput`.
     """
     module = nnx.merge(graph, state)
     x = embeddings = module.embed_stage(inputs["ids"], images, inputs["embed_index"])
@@ -72,7 +72,7 @@ def _run(graph: Any, state: Any, inputs: dict[str, Any], caches: list, images: A
             x = module.add_deepstack(x, deepstack[i], inputs["embed_index"])
     last = x[jnp.arange(x.shape[0]), jnp.maximum(inputs["lengths"] - 1, 0)]
     next_ids = module.head_stage(last).argmax(-1).astype(jnp.int32)
-    return StepOutput(embeddings, jnp.stack(chosen, 2), jnp.stack(ranked, 2), next_ids), filled
+    return filled, StepOutput(embeddings, jnp.stack(chosen, 2), jnp.stack(ranked, 2), next_ids)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -116,7 +116,7 @@ class Recorder:
         batch = pad_prompts(self._config, prompts)
         room = batch.input_ids.shape[1] + int(limits.max(initial=0))
         recorder = SequenceRecorder(self._config.text.num_experts, model_fingerprint=self._fingerprint)
-        out, caches = self._prefill(batch, room)
+        caches, out = self._prefill(batch, room)
         recorder.prefill(out.embeddings, out.experts, batch.lengths, speculative=out.speculative)
         answers: list[list[int]] = [[] for _ in prompts]
         active = np.ones(len(prompts), bool)
@@ -136,12 +136,12 @@ class Recorder:
                 "lengths": active.astype(np.int32),
                 "embed_index": None,
             }
-            out, caches = _run(self._graph, self._state, inputs, caches, None, None)
+            caches, out = _run(self._graph, self._state, inputs, caches, None, None)
             recorder.decode(out.embeddings, out.experts, active=active, speculative=out.speculative)
         embeddings, trace = recorder.finish(ids, groups)
         return embeddings, trace, answers
 
-    def _prefill(self, batch: PromptBatch, room: int) -> tuple[StepOutput, list]:
+    def _prefill(self, batch: PromptBatch, room: int) -> tuple[list, StepOutput]:
         text = self._config.text
         size = len(batch.lengths)
         shapes = [

@@ -88,8 +88,8 @@ def _grow(cache: PredictorCache, size: int) -> PredictorCache:
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(5, 6))
 def _extend(graph, reduce: bool, state, scale, bias, keys, values, x, start, lengths, visits):
-    """One chunk: probabilities [B, T, L, E], or with `reduce` log P(unused by the chunk) float64 [B, L, E]; those of
-    the token after its last valid one [B, L, E]; the cache.
+    """One chunk: the cache; probabilities [B, T, L, E], or with `reduce` log P(unused by the chunk) float64 [B, L, E];
+    those of the token after its last valid one [B, L, E].
 
     The reduction is in float64, as `predictor.forecast` has it on the host: equal to it in every float32 that comes of
     it, so that what a cache decides does not depend on where tokens were summed.
@@ -100,13 +100,13 @@ def _extend(graph, reduce: bool, state, scale, bias, keys, values, x, start, len
     probs = jax.nn.sigmoid(_calibrated(logits, 0, scale, bias))
     after = jax.nn.sigmoid(_calibrated(following[:, 0], 1, scale, bias))
     if not reduce:
-        return probs, after, *cache
+        return *cache, probs, after
     counted = (jnp.arange(x.shape[1]) < lengths[:, None])[..., None, None]
     if visits is not None:
         counted = counted & visits[..., None]
     with jax.enable_x64(True):
         unused = jnp.where(counted, jnp.log1p(-probs.astype(jnp.float64)), 0.0).sum(1)
-    return unused, after, *cache
+    return *cache, unused, after
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -253,7 +253,7 @@ class Predictor:
             chunk = x if width == t else x[:, begin : begin + width]
             tokens = width if width == 1 else bucket(width, 8)
             new = np.clip(lengths - begin, 0, width)
-            piece, after, keys, values = _extend(
+            keys, values, piece, after = _extend(
                 self._graph,
                 reduce,
                 self.parameters,

@@ -104,12 +104,14 @@ def _attend_seconds(model: LoadedModel, batch: int, tokens: int, repeats: int) -
     positions = np.zeros((3, batch, tokens), np.int32)
     start, lengths = np.zeros(batch, np.int32), np.full(batch, tokens, np.int32)
     shape = (batch, room, text.num_key_value_heads, text.head_dim)
-    kv = [jax.numpy.zeros(shape, stages.dtype), jax.numpy.zeros(shape, stages.dtype)]
+    kv = jax.numpy.zeros(shape, stages.dtype), jax.numpy.zeros(shape, stages.dtype)
     layer = stages.moe_layers[-1]  # behind an encoder, a layer with cross-attention
 
     def call() -> np.ndarray:
-        *out, kv[0], kv[1] = stages.attend_and_route(layer, x, (kv[0], kv[1]), positions, start, lengths)
-        return np.asarray(out[2])  # the host reads the choices, as in a step
+        nonlocal kv
+        attended = stages.attend_and_route(layer, x, kv, positions, start, lengths)
+        kv = attended.kv
+        return np.asarray(attended.ids)  # the host reads the choices, as in a step
 
     return median_seconds(call, repeats)
 

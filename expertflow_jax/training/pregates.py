@@ -22,6 +22,7 @@ from expertflow_jax.harness.cells import number
 from expertflow_jax.harness.data import prepare, read
 from expertflow_jax.harness.inputs import claimed_workdir, model_files, task_files
 from expertflow_jax.harness.workdir import Workdir
+from expertflow_jax.inference.layer_stages import Attended
 from expertflow_jax.inference.loading import LoadedModel, load_model
 from expertflow_jax.inference.served import serve
 from expertflow_jax.locate import locate
@@ -62,10 +63,10 @@ class _HeardStages:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stages, name)
 
-    def attend_and_route(self, layer: int, x: Any, kv: Any, *where: Any) -> Any:
-        out = self._stages.attend_and_route(layer, x, kv, *where)
-        self.heard.append((out[0], out[4]))
-        return out
+    def attend_and_route(self, layer: int, x: Any, kv: Any, *where: Any) -> Attended:
+        attended = self._stages.attend_and_route(layer, x, kv, *where)
+        self.heard.append((attended.h, attended.probs))
+        return attended
 
 
 def lessons(model: LoadedModel, prompts: list[Prompt], new_tokens: int, batch_size: int) -> Lessons:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from expertflow_jax.inference.layer_stages import Attended
 from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.inference.served import serve
 from expertflow_jax.offload.variant import RESIDENT
@@ -65,10 +66,10 @@ class TappedStages:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stages, name)
 
-    def attend_and_route(self, layer: int, x: Any, kv: Any, *where: Any) -> Any:
-        out = self._stages.attend_and_route(layer, x, kv, *where)
-        self.heard.append(np.asarray(out[4]))
-        return out
+    def attend_and_route(self, layer: int, x: Any, kv: Any, *where: Any) -> Attended:
+        attended = self._stages.attend_and_route(layer, x, kv, *where)
+        self.heard.append(np.asarray(attended.probs))
+        return attended
 
 
 class ReplayedStages:
@@ -92,11 +93,11 @@ class ReplayedStages:
         ]
         self._next = 0
 
-    def attend_and_route(self, layer: int, x: Any, kv: Any, *where: Any) -> Any:
-        h, y, ids, *rest = self.original.attend_and_route(layer, x, kv, *where)
-        np.asarray(ids)  # the wait is part of a step
+    def attend_and_route(self, layer: int, x: Any, kv: Any, *where: Any) -> Attended:
+        attended = self.original.attend_and_route(layer, x, kv, *where)
+        np.asarray(attended.ids)  # the wait is part of a step
         self._next += 1
-        return h, y, self._ahead[self._next - 1], *rest
+        return attended._replace(ids=self._ahead[self._next - 1])
 
 
 def record(model: LoadedModel, prompts: Sequence[Prompt], new_tokens: int, batch_size: int = 32) -> Recording:

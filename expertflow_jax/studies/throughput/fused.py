@@ -84,5 +84,6 @@ class FusedSession(InferenceSession):
     def _run(self, member: Member) -> jax.Array:
         sequences = member.sequences
         where = (member.positions, sequences.lengths, member.lengths)
-        hidden, _, sequences.kv = self._fused(self.stages.layer_weights, self._stacked, sequences.kv, member.x, *where)
+        weights = self.stages.layer_weights
+        sequences.kv, hidden, _ = self._fused(weights, self._stacked, sequences.kv, member.x, *where)
         return hidden
