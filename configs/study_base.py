@@ -85,6 +85,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.bootstrap_samples = 2_000
     config.equivalence_margin = 0.01  # a difference in accuracy below one point counts as no impact, if it is shown
 
+    config.launcher = ""  # what runs the cells: "" this process, "local" processes of this machine, "ray" a Ray cluster
+    config.workers = 1  # cells that run at once, each in a process of its own
+
     config.clock = "virtual"  # arrivals by bytes / bandwidth and recorded compute costs: rows are reproducible
     config.costs = "configs/costs/digit_scenes_moe_cpu.json"  # seconds per stage, recorded by eval.calibrate
     # GB/s, microseconds: host to device. With the recorded costs, all experts of a layer take about nine times as long

@@ -15,11 +15,11 @@ def main(invocation: cli.Invocation) -> None:
     import tempfile
     from pathlib import Path
 
-    from expertflow_jax.studies.accuracy import runner
+    from expertflow_jax.studies.accuracy import dry_run, runner
 
     if invocation.dry_run:
         with tempfile.TemporaryDirectory() as scratch:
-            runner.plan(invocation.config, invocation.workdir or Path(scratch))
+            dry_run.plan(invocation.config, invocation.workdir or Path(scratch))
         return
     assert invocation.workdir is not None
     runner.run(invocation.config, invocation.workdir, invocation.command("eval.study"))

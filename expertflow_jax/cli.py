@@ -23,7 +23,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from expertflow_jax import compilation_cache, gpu_caps, interrupts
-from expertflow_jax.errors import InputError, brief
+from expertflow_jax.errors import InputError, Unfinished, brief
 from expertflow_jax.files import refused_write, write_error
 
 
@@ -164,8 +164,12 @@ def parse(
     )
 
 
-def _refuse(error: InputError) -> int:
+def _say(error: Exception) -> None:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _refuse(error: InputError) -> int:
+    _say(error)
     return 2
 
 
@@ -207,6 +211,9 @@ def run_command(
             sys.stdout.flush()
     except InputError as error:
         return _refuse(error)
+    except Unfinished as error:
+        _say(error)
+        return 1
     except BrokenPipeError:
         if _nobody_reads():
             return 141  # as a shell shows what SIGPIPE ends

@@ -14,6 +14,11 @@ class NumericError(InputError):
     """The model computed NaN or infinite numbers. The message names the first layer where they arise."""
 
 
+class Unfinished(Exception):
+    """A part of a command's work failed; the rest is done and stays. The message is one line: what, and how to retry.
+    Commands print it and exit with code 1."""
+
+
 def brief(value: object, most: int = 120) -> str:
     """A value from a file as messages show it: on one line, and cut where it is long or deep."""
     text = value if isinstance(value, str) and value.isprintable() else _SHORT.repr(value)

@@ -6,6 +6,7 @@ Axes: W examples, U statistical units.
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -20,7 +21,7 @@ from expertflow_jax.offload.misses import make_miss_policy
 from expertflow_jax.studies.accuracy import statistics
 from expertflow_jax.studies.accuracy.execution import Execution
 from expertflow_jax.studies.accuracy.grid import Cell
-from expertflow_jax.studies.accuracy.result_files import ResultWriter
+from expertflow_jax.studies.accuracy.result_files import read_arrays, read_predictions, remedy
 from expertflow_jax.tasks.base import optional, question_of
 
 
@@ -47,17 +48,17 @@ class Outcome:
         return Outcome(execution.texts, scores, execution.first_logits, execution.digests, execution.needed)
 
     @staticmethod
-    def read(writer: ResultWriter, name: str) -> "Outcome":
+    def read(workdir: Path, row: CellRow) -> "Outcome":
         """Reads back a finished all-resident cell; raises InputError if its files are damaged."""
-        predictions, arrays = writer.predictions(name), writer.arrays(name)
+        predictions, arrays = read_predictions(workdir, row), read_arrays(workdir, row)
         try:
             steps, layers, experts = (int(n) for n in arrays["needed_shape"])
             bits = np.unpackbits(arrays["needed"], count=steps * layers * experts)
             if not len(arrays["first_logits"]) == len(arrays["digests"]) == len(predictions):
                 raise ValueError(f"not of {len(predictions)} examples")
         except (KeyError, TypeError, ValueError) as error:
-            path = writer.path / f"arrays/{name}.npz"
-            raise InputError(f"{path}: not the arrays of its cell ({brief(str(error))}); {writer.remedy}") from error
+            path = workdir / f"arrays/{row.cell_id}.npz"
+            raise InputError(f"{path}: not the arrays of its cell ({brief(str(error))}); {remedy(workdir)}") from error
         return Outcome(
             [p["prediction"] for p in predictions],
             np.array([p["score"] for p in predictions], float),

@@ -109,19 +109,16 @@ class ResultWriter(Workdir):
         return read_predictions(self.path, self._rows[cell])
 
     def arrays(self, cell: str) -> dict[str, np.ndarray]:
-        """A finished cell's arrays.
+        """A finished cell's arrays; see `read_arrays`."""
+        return read_arrays(self.path, self._rows[cell])
 
-        Raises:
-          InputError: it was added without, or the file is damaged.
-        """
-        content = _arrays_content(self.path, self._rows[cell])
-        with np.load(io.BytesIO(content), allow_pickle=False) as packed:
-            return {name: packed[name] for name in packed.files}
-
-    @property
-    def remedy(self) -> str:
-        """What to do about a damaged file of a finished cell."""
-        return _remedy(self.path)
+    def put_in_order(self, cells: Sequence[str]) -> None:
+        """Rows of these cells first, in this order, whichever finished first; then the others."""
+        place = {cell: number for number, cell in enumerate(cells)}
+        rows = sorted(self.rows, key=lambda row: place.get(row.cell_id, len(place)))
+        if rows != self.rows:
+            self._file.replace(rows)
+            self._rows = {row.cell_id: row for row in rows}
 
     def finish(self, rows: Sequence[CellRow] | None = None) -> None:
         """Writes results.csv and groups.csv anew from these rows; None: all."""
@@ -159,6 +156,16 @@ def read_predictions(workdir: str | Path, row: CellRow) -> list[dict[str, Any]]:
     return row_file.read_rows(_predictions_file(Path(workdir), row))
 
 
+def read_arrays(workdir: str | Path, row: CellRow) -> dict[str, np.ndarray]:
+    """Arrays of a row's cell.
+
+    Raises:
+      InputError: it was added without, or the file is damaged.
+    """
+    with np.load(io.BytesIO(_arrays_content(Path(workdir), row)), allow_pickle=False) as packed:
+        return {name: packed[name] for name in packed.files}
+
+
 def _predictions_file(folder: Path, row: CellRow) -> Path:
     """The row's predictions; raises InputError if they are not those that it was made of."""
     path = folder / f"predictions/{row.cell_id}.jsonl"
@@ -172,17 +179,18 @@ def _arrays_content(folder: Path, row: CellRow) -> bytes:
 
 
 def _whole(folder: Path, path: Path, row: CellRow, sha256: str | None) -> bytes:
-    remedy = _remedy(folder)
+    advice = remedy(folder)
     try:
         if not path.exists():
-            raise InputError(f"{path}: no such file, though the cell has a row; {remedy}")
+            raise InputError(f"{path}: no such file, though the cell has a row; {advice}")
     except OSError as error:  # a name that no file can have
-        raise InputError(f"{folder / ROWS}: cell_id {brief(row.cell_id)} names no file; {remedy}") from error
-    content = read_whole(path, remedy)
+        raise InputError(f"{folder / ROWS}: cell_id {brief(row.cell_id)} names no file; {advice}") from error
+    content = read_whole(path, advice)
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise InputError(f"{path}: not the {path.parent.name} that its row was made of; put them back, or {remedy}")
+        raise InputError(f"{path}: not the {path.parent.name} that its row was made of; put them back, or {advice}")
     return content
 
 
-def _remedy(folder: Path) -> str:
+def remedy(folder: Path) -> str:
+    """What to do about a damaged file of a finished cell."""
     return f"delete the row of its cell in {folder / ROWS} to run it again"
