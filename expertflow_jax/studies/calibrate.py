@@ -5,10 +5,7 @@ their result. Axes: B sequences, T tokens, N = B * T, K top-k, C rows of one exp
 """
 
 import datetime
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import ml_collections
@@ -16,6 +13,7 @@ import numpy as np
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.files import make_folder, write_atomically
+from expertflow_jax.harness.timing import median_seconds
 from expertflow_jax.inference.loading import LoadedModel, load_model
 from expertflow_jax.locate import locate
 from expertflow_jax.predictor import Predictor, load_predictor
@@ -48,18 +46,6 @@ def run(config: ml_collections.ConfigDict, output: str, grid: tuple[int, int, in
     make_folder(path.parent)
     write_atomically(path, costs.to_json())
     print(costs.to_json())
-
-
-def median_seconds(call: Callable[[], Any], repeats: int) -> float:
-    """Median wall time of `call`, which returns what must be waited for."""
-    for _ in range(3):
-        jax.block_until_ready(call())
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds))
 
 
 def measure_costs(

@@ -18,7 +18,7 @@ from expertflow_jax.harness.document import (
     Paragraph,
     Picture,
 )
-from expertflow_jax.studies.throughput import tables
+from expertflow_jax.studies.throughput import fidelity, tables
 from expertflow_jax.studies.throughput.plots import draw_fractions
 from expertflow_jax.studies.throughput.results import Row, throughput_json
 
@@ -85,12 +85,17 @@ def write_report(
     pictures = draw_fractions(rows, workdir / "plots")
     if pictures:
         blocks += [Heading(2, "Over cache fractions"), *(Picture(path, text) for path, text in pictures)]
+    simulated = fidelity.draw(rows, workdir / "plots" / "simulated.png")
+    if simulated:
+        blocks += [Heading(2, "Simulated beside measured"), *(Picture(path, text) for path, text in simulated)]
     grids = [
         ("Targets", "Each a ratio within this run; worst and median over the cells that it speaks of.", targets),
         ("Blocks of batches", _BLOCKS, tables.block_grid(rows)),
         ("Least memory", _MEMORY, tables.memory_grid(rows)),
         ("Prefill", _CELLS, tables.cell_grid([row for row in rows if row.phase == "prefill"])),
         ("Decode", _CELLS, tables.cell_grid([row for row in rows if row.phase == "decode"])),
+        ("The simulator's error", fidelity.TEXT, fidelity.summary_grid(rows)),
+        ("The simulator's error by cell", "Measured tokens per second, and the error.", fidelity.cell_grid(rows)),
         ("Everything resident", _BASELINES, tables.baseline_grid(lines)),
         ("Host bookkeeping", _HOST, tables.host_grid(lines)),
     ]

@@ -33,6 +33,7 @@ class Row(Measured):
     steps: int
     tokens_per_second_min: float
     tokens_per_second_max: float
+    simulated_seconds: float | None
     host_seconds: float
     link_seconds: float
     overlap: float | None
@@ -73,6 +74,7 @@ def make_row(
     recall: float | None,
     new_compilations: int,
     link: LinkSpec,
+    simulated: float | None,
 ) -> Row:
     """Medians over the repeats.
 
@@ -80,6 +82,7 @@ def make_row(
       plan: how the memory is divided; its total is the budget.
       peak: measured in the warm-up run.
       limit, best_order: of the order that was run, and of the whole window as one block.
+      simulated: see `simulated.simulated_seconds`.
     """
     seconds = np.array([repeat.seconds for repeat in repeats])
     overlaps = [repeat.overlap for repeat in repeats if repeat.overlap is not None]
@@ -106,6 +109,7 @@ def make_row(
         steps=window.num_steps,
         tokens_per_second_min=window.tokens / float(seconds.max()),
         tokens_per_second_max=window.tokens / float(seconds.min()),
+        simulated_seconds=simulated,
         host_seconds=stats["host_seconds"],
         link_seconds=stats["link_seconds"],
         overlap=float(np.median(overlaps)) if overlaps else None,

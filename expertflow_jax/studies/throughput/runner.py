@@ -31,6 +31,7 @@ from expertflow_jax.studies.throughput import sections
 from expertflow_jax.studies.throughput.grid import Cell, cells_of
 from expertflow_jax.studies.throughput.measure import Repeat, compile_groups, run_once
 from expertflow_jax.studies.throughput.results import Row, make_row
+from expertflow_jax.studies.throughput.simulated import measured_costs, simulated_seconds
 from expertflow_jax.workloads import setups
 from expertflow_jax.workloads.recorded import record_questions
 from expertflow_jax.workloads.setups import Setup
@@ -191,6 +192,7 @@ def _run_cell(
     resident_seconds = float(np.median([repeat.seconds for repeat in resident]))
     forecasts = [own for block in window.forecasts() for own, _ in block]
     recalls = {"none": None, "truth": 1.0, "predictor": forecast_recall(reference.needed, forecasts)}
+    costs = measured_costs(window, resident_seconds)
     rows = []
     for name, runs in repeats.items():
         variant, inside = variants[name], runs[0].inside
@@ -219,6 +221,7 @@ def _run_cell(
                 recall=recalls[variant.forecast],
                 new_compilations=made,
                 link=link,
+                simulated=simulated_seconds(window, variant, plans[name].slots, link, costs),
             )
         )
     if is_headline and "expertflow" in repeats:
