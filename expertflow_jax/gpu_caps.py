@@ -142,7 +142,7 @@ def check(needs: Needs) -> None:
     import jax  # takes seconds, and `--help` needs none of it
 
     device = jax.local_devices()[0]
-    if device.platform == "gpu":
+    if device.platform in ("gpu", "cuda"):
         check_running(needs, (device.memory_stats() or {}).get("bytes_limit"), os.environ)
 
 

@@ -7,7 +7,7 @@ width, E experts, n experts in a group, C rows of an expert.
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -34,12 +34,20 @@ class Stages:
       layer_weights, trunk_weights: the parameters on the device, of each layer and of the rest.
     """
 
-    def __init__(self, module: Any, device: jax.Device | None = None, form: DeviceForm | None = None):
+    def __init__(
+        self,
+        module: Any,
+        device: jax.Device | None = None,
+        form: DeviceForm | None = None,
+        put: Callable[..., Any] = jax.device_put,
+    ):
         """
         Args:
           module: a model of `expertflow_jax.models` built with `with_experts=False`.
           device: the first local one by default.
           form: how experts lie and run; what suits the device by default.
+          put: (array, device) -> the array there. With another one, stages of a model without weights can be compiled
+            for a device that is not there.
         """
         self.config = module.config
         device = device or jax.local_devices()[0]
@@ -51,7 +59,7 @@ class Stages:
 
         def place(array: Any) -> jax.Array:
             if id(array) not in placed:  # the array is kept too, so that no other has its id
-                placed[id(array)] = array, jax.device_put(array, device)
+                placed[id(array)] = array, put(array, device)
             return placed[id(array)][1]
 
         compiled: dict[Any, LayerStages] = {}  # by structure
@@ -69,7 +77,7 @@ class Stages:
         module.layers = nnx.List(layers)
         weights, self._trunk_treedef = jax.tree.flatten(trunk)
         self.trunk_weights: Weights = tuple(map(place, weights))
-        self.dense_bytes = sum(array.nbytes for _, array in placed.values())
+        self.dense_bytes = sum(array.size * array.dtype.itemsize for _, array in placed.values())
         text = self.config.text
         self.dtype = module.dtype
         self._use(text.expert_layout(module.dtype), form or device_form(device))
