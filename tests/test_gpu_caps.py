@@ -1,5 +1,9 @@
 """XLA's caps on a GPU machine, on cards and machines that are made up."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from expertflow_jax.errors import InputError
@@ -69,3 +73,25 @@ def test_a_command_takes_the_machine_but_what_the_user_has_set():
 
 def test_only_what_may_become_a_gpu_is_prepared_for():
     assert not awaits_gpu({"JAX_PLATFORMS": "cpu"})
+
+
+SCRIPT = """
+from pathlib import Path
+from expertflow_jax import gpu_caps
+from expertflow_jax.inference.planning import ModelSizes, plan_service
+from expertflow_jax.models.device_form import REPLACED
+sizes = ModelSizes.described_in(Path("configs/models/mixtral_8x7b"), None, None, None, REPLACED)
+_, plan = plan_service(sizes, None, memory_budget="22GiB", cache_fraction=None, max_batch_size=None,
+                       max_tokens=1024, max_image_tokens=0)
+assert not gpu_caps.backend_runs()
+print(gpu_caps.settings_for(gpu_caps.Needs(sizes.pinned_bytes, plan.total_bytes),
+                            gpu_caps.Machine(24 * 1024**3, 128 * 1024**3), {}))
+"""
+
+
+def test_a_plan_is_made_before_the_backend_starts():
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True
+    )
+    assert run.stderr == ""
+    assert run.stdout == f"{{'{HOST}': '88', '{FRACTION}': '0.924'}}\n"

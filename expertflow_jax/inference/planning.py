@@ -79,13 +79,18 @@ class ModelSizes:
 
     @staticmethod
     def described_in(
-        directory: Path, dtype: str | None, expert_dtype: str | None, host_memory_budget: str | int | None
+        directory: Path,
+        dtype: str | None,
+        expert_dtype: str | None,
+        host_memory_budget: str | int | None,
+        form: DeviceForm | None = None,
     ) -> "ModelSizes":
         """Of the model whose config.json lies in `directory`; its weights need not be there.
 
         Args:
           dtype: "float32" or "bfloat16"; None: what config.json says the weights are stored in.
           expert_dtype, host_memory_budget: see `loading.load_model`.
+          form: of the device that the plan is for; None: of this machine's, whose backend then starts.
 
         Raises:
           InputError: no supported config.json, an unsupported dtype, or a budget that is too small.
@@ -101,7 +106,8 @@ class ModelSizes:
         layout = layout_for(full, expert_dtype)
         in_file = full.size * (2 if stored in ("bfloat16", "float16") else 4)
         experts = len(config.text.moe_layers) * config.text.num_experts
-        return ModelSizes(config, dense, used, layout, host_plan(full, layout, experts, in_file, host_memory_budget))
+        host = host_plan(full, layout, experts, in_file, host_memory_budget)
+        return ModelSizes(config, dense, used, layout, host, form=form or device_form())
 
 
 def _stored_dtype(values: dict[str, Any]) -> str:

@@ -58,14 +58,10 @@ class Program:
         launched = r" (?:fusion|custom-call|copy|sort|scatter|reduce|dot|convolution|copy-start|while|conditional)\("
         return [line.strip() for line in self.computations["ENTRY"].splitlines() if re.search(launched, line)]
 
-    def called(self, kernel: str) -> str:
-        """The computation that a kernel of `kernels` runs."""
-        return self.computations[re.search(r"calls=%?([\w.-]+)", kernel)[1]]
-
     @property
-    def scatters(self) -> list[str]:
-        """The computations of kernels that put rows in their places."""
-        return [self.called(kernel) for kernel in self.kernels if " scatter(" in self._body(kernel)]
+    def moves(self) -> list[str]:
+        """What the kernels compute that take rows, or put them in their places."""
+        return [body for body in map(self._body, self.kernels) if _moves(body)]
 
     @property
     def arithmetic(self) -> list[str]:
@@ -73,13 +69,19 @@ class Program:
         texts = []
         for kernel in self.kernels:
             body = self._body(kernel)
-            if " scatter(" not in body:
+            if not _moves(body):
                 settings = re.search(r"backend_config=(.*)", kernel)
                 texts.append(_anonymous(f"{body}\n{settings[1] if settings else ''}"))
         return texts
 
     def _body(self, kernel: str) -> str:
-        return self.called(kernel) if "calls=" in kernel else kernel
+        """The computation that a kernel of `kernels` runs."""
+        called = re.search(r"calls=%?([\w.-]+)", kernel)
+        return self.computations[called[1]] if called else kernel
+
+
+def _moves(body: str) -> bool:
+    return " gather(" in body or " scatter(" in body
 
 
 def _anonymous(text: str) -> str:

@@ -20,6 +20,7 @@ MB = 1_000_000
 # Kernels and library calls of one sequence's attention and router, as counted; a change of XLA or of the model that
 # adds one is to be noticed.
 ATTENTION_KERNELS = {"qwen3_vl_30b_a3b": 32, "mixtral_8x7b": 28}
+KERNELS = {"qwen3_vl_30b_a3b": 3, "mixtral_8x7b": 4}  # of an expert of few rows; Mixtral's sums are split further
 
 
 def _missing() -> str:
@@ -56,7 +57,7 @@ def test_a_decode_group_writes_no_product_out_and_stays_in_place(model, card):
         program = group(model, card, size)
         assert program.temporary < MB
         assert program.aliased >= 2 * output.size
-        assert len(program.kernels) <= 3 * size + 1
+        assert len(program.kernels) <= KERNELS[model] * size + 1
 
 
 @pytest.mark.parametrize("tokens", [1, 8])
@@ -72,10 +73,12 @@ def test_an_expert_is_computed_alike_in_a_group_of_any_size(model, card, tokens)
 
 @pytest.mark.parametrize("tokens", [1, 8])
 @pytest.mark.parametrize(("model", "card"), EVERY)
-def test_rows_are_put_in_place_without_arithmetic(model, card, tokens):
+def test_rows_are_taken_and_put_in_place_without_arithmetic(model, card, tokens):
     for size in SIZES:
-        [scatter] = group(model, card, size, tokens).scatters
-        assert not re.search(r" (reduce|dot|exponential|divide)\(|(bf16|f32)\S* (multiply|add)\(", scatter)
+        moves = group(model, card, size, tokens).moves
+        assert moves
+        for move in moves:
+            assert not re.search(r" (reduce|dot|exponential|divide)\(|(bf16|f32)\S* (multiply|add)\(", move)
 
 
 @pytest.mark.parametrize(("model", "card"), EVERY)
@@ -83,7 +86,7 @@ def test_attention_writes_keys_and_values_in_place(model, card):
     described, program = model_on(model, card), attention(model, card, 1, 1)
     assert program.aliased >= described.kv_bytes(1)
     assert len(program.kernels) <= ATTENTION_KERNELS[model]
-    assert program.temporary < 20 * MB  # the output projection's products, which one row alone makes XLA write out
+    assert program.temporary < 40 * MB  # the output projection's products, which one row alone makes XLA write out
 
 
 @pytest.mark.parametrize(("model", "card"), WHOLE)
