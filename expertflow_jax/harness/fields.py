@@ -181,6 +181,7 @@ _FIELDS = (
         low=-math.inf,
     ),
     _rate("dropped_rate", "study", "choices of a token in a layer that did not run, over all choices"),
+    _rate("deferred_rate", "study", "choices whose output is added one MoE layer later, over all choices"),
     _rate("exchanged_rate", "study", "choices in whose place another expert ran, over all choices"),
     _rate("discarded_mass", "study", "router weight whose expert did not run, over all weight; each token counts 1"),
     Field("bit_identical", bool, "study", "every logit has the bits of the all-resident run of the same batches"),

@@ -158,6 +158,7 @@ class CellRow(Measured):
     logit_kl: float
     margin_delta: float
     dropped_rate: float
+    deferred_rate: float
     exchanged_rate: float
     discarded_mass: float
     bit_identical: bool

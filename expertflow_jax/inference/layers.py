@@ -19,6 +19,7 @@ import numpy as np
 
 from expertflow_jax.inference.device_memory import bytes_in_use
 from expertflow_jax.inference.layer_stages import Attended
+from expertflow_jax.inference.late import Late, late_experts, split
 from expertflow_jax.inference.members import Member, StepRecord
 from expertflow_jax.inference.rows import ExpertRows, expert_rows
 from expertflow_jax.inference.stages import Stages
@@ -39,6 +40,7 @@ class _Passage:
     record: StepRecord
     x: jax.Array  # [B, T, D]
     speculated: jax.Array | None = None  # [B, T, E], where it is to be recorded
+    late: Late | None = None  # of the MoE layer before
 
 
 @dataclasses.dataclass
@@ -54,6 +56,7 @@ class _Routed:
     rows: ExpertRows  # of the experts that run
     ahead: jax.Array | None = None  # [B, T, E], what the next MoE layer's router says of `h`
     out: Any = None  # [N * K + 1, D], outputs of experts
+    late: Late | None = None  # what this layer defers
 
 
 class Layers:
@@ -168,7 +171,8 @@ class Layers:
         for r in routed:
             r.out = self.stages.empty_output(r.rows.order.size // r.chosen.shape[-1], r.chosen.shape[-1])
         wanted = np.flatnonzero(np.any([r.rows.counts for r in routed], axis=0)).astype(np.int32)
-        for experts, buffers in self.engine.rounds(moe_layer, wanted, counts_E, quantized_E):
+        put_off = late_experts([r.late for r in routed])
+        for experts, buffers in self.engine.rounds(moe_layer, wanted, counts_E, quantized_E, put_off):
             for stages, positions in self._forms(buffers):
                 for r in routed:
                     for places, group in self._groups(r.rows, [experts[p] for p in positions]):
@@ -182,7 +186,24 @@ class Layers:
         peak = bytes_in_use() if sample else 0
         for r in routed:
             r.passage.x = self.stages.combine(r.h, r.out, r.weights)
+        self._add_late(routed)
         return peak
+
+    def _add_late(self, routed: Sequence[_Routed]) -> None:
+        """Runs what the MoE layer before has deferred and adds it; what this one defers takes its place."""
+        waiting = [(r.passage, r.passage.late) for r in routed if r.passage.late is not None]
+        if waiting:
+            experts_n = late_experts([late for _, late in waiting])
+            for experts, buffers in self.engine.rounds(waiting[0][1].moe_layer, experts_n, again=True):
+                for _, late in waiting:
+                    for places, group in self._groups(late.rows, experts):
+                        late.out = self.stages.run_experts(late.out, late.y, group, [buffers[p] for p in places])
+                    if rows := [count for count in late.rows.counts[list(experts)].tolist() if count]:
+                        self.spend("experts_seconds", rows)
+        for passage, late in waiting:
+            passage.x = self.stages.combine(passage.x, late.out, late.weights)
+        for r in routed:
+            r.passage.late = r.late
 
     def _route(self, layer: int, moe_layer: int, passages: Sequence[_Passage]) -> list[_Routed]:
         """Attention and router of all members, and one read of what they chose."""
@@ -234,7 +255,11 @@ class Layers:
         start, wanted_E = 0, np.zeros(len(counts_E), bool)
         for r in routed:
             part = slice(start, start + r.chosen.shape[0] * r.chosen.shape[1])
-            r.rows, r.weights = self._sorted(decision.expert_ids[part]), decision.weights[part]
+            ids_NxK, late_NxK = split(decision.expert_ids[part], decision.deferred)
+            r.rows, r.weights = self._sorted(ids_NxK), decision.weights[part]
+            if late_NxK is not None:
+                out = self.stages.empty_output(*late_NxK.shape)
+                r.late = Late(moe_layer, r.y, self._sorted(late_NxK), r.weights, out)
             wanted_E |= r.rows.counts > 0
             start = part.stop
         later_E = (counts_E > 0) & ~wanted_E & self.miss_policy.fetches_dropped

@@ -228,6 +228,9 @@ class ExpertCacheEngine:
                 self._guard.enter()
                 self._guard.end_step()
             self._link.pump(changed=False)
+            if serial is None and self._traffic.put_off:
+                self._traffic.put_off.clear()
+                self._pinning = True
             self._release()
             self._link.pump(changed=True)
 
@@ -314,6 +317,8 @@ class ExpertCacheEngine:
         experts: Int[np.ndarray, "n"],
         counts: Int[np.ndarray, "E"] | None = None,
         quantized: Bool[np.ndarray, "E"] | None = None,
+        put_off: Int[np.ndarray, "m"] | None = None,
+        again: bool = False,
     ) -> Iterator[tuple[tuple[int, ...], tuple[Any, ...]]]:
         """Serves a layer-step: yields (experts, their device arrays) until every expert has been served once.
 
@@ -325,6 +330,8 @@ class ExpertCacheEngine:
           experts: int32 [n], ascending, distinct.
           counts: tokens of the step that chose each expert; 1 for each of `experts` where only the set is known.
           quantized: experts of which the quantised copy will do; it comes where nothing is there. None: of none.
+          put_off: other experts of `layer` that travel behind these; to be asked for `again` within the step.
+          again: the layer-step has been counted, and these are what it put off.
 
         Raises:
           InputError: an expert was never loaded into the store.
@@ -332,7 +339,9 @@ class ExpertCacheEngine:
         """
         first, buffers, serial = layer * self.store.num_experts, self.pool.buffers, -1
         try:
-            keys, slots = self._ask(layer, first + np.asarray(experts, np.int64), experts, counts, quantized)
+            keys = first + np.asarray(experts, np.int64)
+            later = [] if put_off is None else (first + np.asarray(put_off, np.int64)).tolist()
+            keys, slots = self._ask(layer, keys, experts, counts, quantized, later, again)
             serial = self._guard.serial
             while True:
                 if len(keys):
@@ -353,15 +362,20 @@ class ExpertCacheEngine:
         experts: np.ndarray,
         counts: np.ndarray | None,
         quantized: np.ndarray | None,
+        put_off: list[int],
+        again: bool,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Counts and pins a layer-step's experts, sends for the missing ones; returns (keys, slots) that are here."""
         pool = self.pool
         with self._changed:
             self._guard.enter()
             self._link.pump(changed=False)
-            counted = self._asked == layer
+            counted = again or self._asked == layer
             self._next_layer()
-            self._empty_slots(layer)
+            if again:
+                self._traffic.put_off.clear()
+            else:
+                self._empty_slots(layer)
             slots = pool.slot_of[keys]
             here, missing = self._traffic.sort(keys, slots, None if quantized is None else quantized[experts])
             all_here = bool(here.all())
@@ -377,6 +391,7 @@ class ExpertCacheEngine:
                 self._needed.update(keys[~here].tolist())
                 self._traffic.urgent.extend(self.policy.urgency(missing).tolist())
                 keys, slots = keys[here], slots[here]
+            self._traffic.put_off.update(dict.fromkeys(put_off))
             self._link.pump(changed=True)
             return keys, slots
 
@@ -441,8 +456,11 @@ class ExpertCacheEngine:
         self._pinning = False
         self._needed.clear()
         self._here.clear()
-        pinned = self.pool.kept(slice(0, self.num_slots))
-        self.pool.let_go(np.setdiff1d(pinned, self._busy) if self._busy else pinned)
+        everywhere = slice(0, self.num_slots)
+        pinned = self.pool.kept(everywhere)
+        if self._busy or self._traffic.put_off:
+            pinned = np.setdiff1d(pinned, [*self._busy, *self._traffic.put_off_slots(everywhere)])
+        self.pool.let_go(pinned)
 
     def stats(self) -> dict[str, Any]:
         """Counts, bytes and seconds since `reset_stats`, by the row keys of DESIGN section 5, and a few more:

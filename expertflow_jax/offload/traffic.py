@@ -29,6 +29,7 @@ class Traffic:
       needed: keys asked for in this layer-step that were not there at once and have not been served.
       here: those of them that have arrived.
       busy: slots handed to computations that may still run: no victims for prefetches.
+      put_off: keys that an earlier layer-step of this step may still wait for, behind those of the running one.
       tick: layer-steps so far, for `SlotPool.last_used`.
       started: transfers since the cache began.
     """
@@ -55,6 +56,7 @@ class Traffic:
         self.needed: set[int] = set()
         self.here: list[int] = []
         self.busy: list[int] = []
+        self.put_off: dict[int, None] = {}  # a queue without repeats
         self.tick = self.started = 0
         self._background: dict[int, None] = {}  # a queue without repeats
         self._store, self._pool, self._policy = store, pool, policy
@@ -65,7 +67,7 @@ class Traffic:
 
     def forget(self) -> None:
         """The cache starts anew; nothing is under way."""
-        for queue in (self.urgent, self.needed, self.here, self.busy, self._background):
+        for queue in (self.urgent, self.needed, self.here, self.busy, self.put_off, self._background):
             queue.clear()  # type: ignore[attr-defined]
         self.tick = self.started = 0
 
@@ -119,7 +121,7 @@ class Traffic:
 
     def has_work(self) -> bool:
         """For the link, with the lock held: whether anything may want to travel."""
-        return bool(self.urgent or self._background) or (self._policy.prefetches and self.scarce)
+        return bool(self.urgent or self.put_off or self._background) or (self._policy.prefetches and self.scarce)
 
     def next_transfer(self) -> Transfer | None:
         """For the link, with the lock held: reserves a slot for what should travel now."""
@@ -134,6 +136,9 @@ class Traffic:
             self.urgent.popleft()
             quantized = key in self._quantized
             return self._reserve(key, slot, "urgent" if key in self.needed else "prefetch", quantized)
+        for key in self.put_off:
+            if self._pool.slot_of[key] < 0 and (slot := self._slot_for(key, urgent=True)) >= 0:
+                return self._reserve(key, slot, "urgent")
         key = self._policy.next_prefetch() if self.scarce else -1
         if key >= 0:
             slot = self._slot_for(key, urgent=False)
@@ -158,9 +163,18 @@ class Traffic:
             self._pool.let_go(busy)
             slot = self._policy.victim(key, urgent)
             self._pool.keep(busy[busy != slot])
+        if slot < 0 and urgent and key not in self.put_off and len(waiting := self.put_off_slots(home)):
+            self._pool.let_go(waiting)  # what was put off comes once more
+            slot = self._policy.victim(key, urgent)
+            self._pool.keep(waiting[waiting != slot])
         if slot in self.busy:
             self.busy.remove(slot)
         return slot
+
+    def put_off_slots(self, home: slice) -> np.ndarray:
+        """Slots within `home` of experts that were put off and have arrived, int64 [n]."""
+        slots = self._pool.slot_of[list(self.put_off)].astype(np.int64)
+        return slots[(self._pool.state[slots] == READY) & (slots >= home.start) & (slots < home.stop)]
 
     def _reserve(self, key: int, slot: int, kind: str, quantized: bool = False) -> Transfer:
         pool = self._pool
@@ -197,7 +211,8 @@ class Traffic:
     def arrived(self, transfer: Transfer) -> None:
         """For the link, with the lock held: the expert is usable."""
         needed = transfer.key in self.needed
-        if self._pool.publish(transfer.slot, transfer.generation, needed) and needed:
+        pinned = needed or transfer.key in self.put_off
+        if self._pool.publish(transfer.slot, transfer.generation, pinned) and needed:
             self.here.append(transfer.key)
         transfer.buffer = None
         if self._clock.timeline is not None:

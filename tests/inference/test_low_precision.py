@@ -49,7 +49,7 @@ def test_copies_travel_with_their_own_bytes_and_answers_stay_near(model):
         assert 0 < stats["bytes_transferred"] < waiting["bytes_transferred"] / 2
         assert stats["stall_seconds"] < waiting["stall_seconds"] / 2
         assert 0 < np.abs(logits - exact).max() <= near * np.abs(exact).max()
-        assert losses == {"dropped_rate": 0, "exchanged_rate": 0, "discarded_mass": 0}
+        assert losses == {"dropped_rate": 0, "exchanged_rate": 0, "deferred_rate": 0, "discarded_mass": 0}
         assert stats["peak_slot_bytes"] <= stats["slots"] * model.store.expert_bytes
 
 

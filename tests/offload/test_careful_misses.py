@@ -24,6 +24,7 @@ NOTHING = (
     "drop_light(mass=0)",
     "cache_prior(strength=0)",
     "low_precision(t1=1, t2=1)",
+    "defer(experts=0)",
     "wait",
 )
 
@@ -92,6 +93,19 @@ def test_drop_weak_drops_what_is_absent_weak_and_awaited_by_nobody(step, below):
         if not step.usable[expert]:
             rows, places = np.nonzero(step.expert_ids == expert)
             assert (places == 0).any() or (shares(step.weights)[rows, places] >= below / top_k).any()
+
+
+@settings(max_examples=100, deadline=None)
+@given(layer_steps(), st.integers(0, 3))
+def test_defer_puts_off_what_is_absent_and_last_for_all(step, experts):
+    decision = make_miss_policy("defer", experts=experts).decide(step)
+    np.testing.assert_array_equal(decision.expert_ids, step.expert_ids)
+    deferred = np.zeros(len(step.usable), bool) if decision.deferred is None else decision.deferred
+    first_deferred = max(1, step.expert_ids.shape[1] - experts)
+    for expert in np.unique(step.expert_ids[step.expert_ids >= 0]).tolist():
+        ranks = np.nonzero(step.expert_ids == expert)[1]
+        may = not step.usable[expert] and ranks.min() >= first_deferred and step.layer < step.num_layers - 1
+        assert deferred[expert] == may
 
 
 @settings(max_examples=100, deadline=None)

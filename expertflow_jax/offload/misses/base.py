@@ -62,12 +62,15 @@ class Decision:
       expert_ids: -1 with weight 0 where nothing runs.
       as_chosen: what the router chose, all of it, so that the layer-step is served as `wait` serves it.
       quantized: experts of which a quantised copy will do, if the whole one is not there; None: of none.
+      deferred: experts whose outputs are added behind the next MoE layer, so that they may come until then; None: none.
+        Never in the last layer.
     """
 
     expert_ids: Ids
     weights: Weights
     as_chosen: bool = False
     quantized: Bool[np.ndarray, " E"] | None = None
+    deferred: Bool[np.ndarray, " E"] | None = None
 
 
 class MissPolicy:

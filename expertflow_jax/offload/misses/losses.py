@@ -18,6 +18,7 @@ class Losses:
     choices: int = 0
     dropped: int = 0
     exchanged: int = 0
+    deferred: int = 0
     weight: float = 0.0
     discarded: float = 0.0
 
@@ -33,6 +34,8 @@ class Losses:
         self.weight += float(share[chosen].sum(dtype=np.float64))
         if decision.as_chosen:
             return
+        if decision.deferred is not None:
+            self.deferred += int((chosen & decision.deferred[np.maximum(step.expert_ids, 0)]).sum())
         runs_too = (step.expert_ids[:, :, None] == decision.expert_ids[:, None, :]).any(axis=2)
         lost = chosen & ~runs_too
         missing = int(lost.sum())
@@ -47,5 +50,6 @@ class Losses:
         return {
             "dropped_rate": self.dropped / choices,
             "exchanged_rate": self.exchanged / choices,
+            "deferred_rate": self.deferred / choices,
             "discarded_mass": min(self.discarded / weight, 1.0),
         }

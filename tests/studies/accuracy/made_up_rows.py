@@ -63,6 +63,7 @@ def row(**changes: Any) -> CellRow:
         "logit_kl": 0.0,
         "margin_delta": 0.0,
         "dropped_rate": 0.0,
+        "deferred_rate": 0.0,
         "exchanged_rate": 0.0,
         "discarded_mass": 0.0,
         "bit_identical": True,

@@ -1,0 +1,49 @@
+"""Work of a MoE layer whose result counts one MoE layer later (see `offload.misses.defer`).
+
+Axes: B sequences, T new tokens, N = B * T, E experts, K top-k, D model width.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float32, Int32
+
+from expertflow_jax.inference.rows import ExpertRows
+
+
+@dataclasses.dataclass
+class Late:
+    """What a member's experts still have to do for a MoE layer that it has left.
+
+    Attributes:
+      y: [B, T, D], what those experts read.
+      rows: of the experts that were deferred.
+      weights: of all choices, [N, K].
+      out: [N * K + 1, D], zeros but for what has run.
+    """
+
+    moe_layer: int
+    y: jax.Array
+    rows: ExpertRows
+    weights: Float32[np.ndarray, "N K"]
+    out: jax.Array
+
+
+def split(
+    ids: Int32[np.ndarray, "N K"], deferred: Bool[np.ndarray, " E"] | None
+) -> tuple[Int32[np.ndarray, "N K"], Int32[np.ndarray, "N K"] | None]:
+    """The choices that run now and those that are deferred, -1 in the place of the others; None if none is."""
+    if deferred is None:
+        return ids, None
+    waits = (ids >= 0) & deferred[np.maximum(ids, 0)]
+    if not waits.any():
+        return ids, None
+    return np.where(waits, -1, ids), np.where(waits, ids, -1)
+
+
+def late_experts(members: Sequence[Late | None]) -> Int32[np.ndarray, " n"] | None:
+    """Experts that the members still wait for, ascending; None if no member does."""
+    counts_E = [late.rows.counts for late in members if late is not None]
+    return np.flatnonzero(np.any(counts_E, axis=0)).astype(np.int32) if counts_E else None
