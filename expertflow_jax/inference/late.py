@@ -43,7 +43,6 @@ def split(
     return np.where(waits, -1, ids), np.where(waits, ids, -1)
 
 
-def late_experts(members: Sequence[Late | None]) -> Int32[np.ndarray, " n"] | None:
-    """Experts that the members still wait for, ascending; None if no member does."""
-    counts_E = [late.rows.counts for late in members if late is not None]
-    return np.flatnonzero(np.any(counts_E, axis=0)).astype(np.int32) if counts_E else None
+def late_experts(members: Sequence[Late]) -> Int32[np.ndarray, " n"]:
+    """Experts that any of the members still waits for, ascending."""
+    return np.flatnonzero(np.any([late.rows.counts for late in members], axis=0)).astype(np.int32)

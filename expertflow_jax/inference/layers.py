@@ -18,8 +18,8 @@ import jax
 import numpy as np
 
 from expertflow_jax.inference.device_memory import bytes_in_use
-from expertflow_jax.inference.layer_stages import Attended
 from expertflow_jax.inference.late import Late, late_experts, split
+from expertflow_jax.inference.layer_stages import Attended
 from expertflow_jax.inference.members import Member, StepRecord
 from expertflow_jax.inference.rows import ExpertRows, expert_rows
 from expertflow_jax.inference.stages import Stages
@@ -171,7 +171,8 @@ class Layers:
         for r in routed:
             r.out = self.stages.empty_output(r.rows.order.size // r.chosen.shape[-1], r.chosen.shape[-1])
         wanted = np.flatnonzero(np.any([r.rows.counts for r in routed], axis=0)).astype(np.int32)
-        put_off = late_experts([r.late for r in routed])
+        deferred = [r.late for r in routed if r.late is not None]
+        put_off = late_experts(deferred) if deferred else None
         for experts, buffers in self.engine.rounds(moe_layer, wanted, counts_E, quantized_E, put_off):
             for stages, positions in self._forms(buffers):
                 for r in routed:
