@@ -3,9 +3,11 @@
 Axes: N tokens, K top-k, E experts, C rows of one expert (padded). A row is a (token, choice) pair, numbered
 token * K + choice. The padding C of an expert depends only on how many rows it got, and a row's place among them
 only on the routing: so however the engine splits a layer's experts into rounds, each row is computed by the same
-arithmetic, and lossless runs stay bit-identical to the resident one.
+arithmetic, and lossless runs stay bit-identical to the resident one. Where experts lie in a pool, rows go in tiles of R
+rows, whatever their number (see `models.expert_kernel`).
 """
 
+import bisect
 import dataclasses
 from collections.abc import Iterator, Sequence
 
@@ -18,6 +20,8 @@ SMALLEST_ROWS = 4  # measured on CPU with 8 sequences: 11 to 20 % faster than 8,
 GROUP_SIZES = (8, 4, 2, 1)  # experts per compiled call: few enough calls, few enough compilations
 FEW_ROWS = 32  # beyond so many the work outweighs the call, and two sizes do
 GROUP_SIZES_OF_MANY = (4, 1)
+LEAST_TILE, MOST_TILE = 16, 64  # rows: what tensor cores multiply at least; beyond, a tile's sums take registers
+TILE_COUNTS = (2, 4, 8, 16, 32, 64)  # per compiled call; never one, which would be compiled without a loop
 
 
 def group_sizes(padding: int) -> tuple[int, ...]:
@@ -47,6 +51,10 @@ def group_shapes(
       most_rows: of one expert, where it is known; None: all N.
     """
     most, shapes, least = tokens if most_rows is None else most_rows, [], 1
+    if form.pooled:
+        size = tile_rows(tokens, top_k, num_experts)
+        tiles = min(tokens * top_k, min(num_experts, tokens * top_k) * -(-most // size))
+        return [(count, size) for count in TILE_COUNTS[: bisect.bisect_left(TILE_COUNTS, tiles) + 1]]
     for padding in paddings(tokens, form):
         if least > most:
             break
@@ -54,6 +62,12 @@ def group_shapes(
         shapes += [(size, padding) for size in group_sizes(padding) if size <= experts]
         least = padding + 1  # rows of an expert that takes the next size
     return shapes
+
+
+def tile_rows(tokens: int, top_k: int, num_experts: int) -> int:
+    """R of a tile of a pool's kernel: about the rows that an expert gets, so a matter of the step's shape alone."""
+    mean = tokens * top_k // num_experts
+    return min(MOST_TILE, max(LEAST_TILE, 1 << max(mean - 1, 0).bit_length()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +78,7 @@ class ExpertRows:
     starts: np.ndarray  # int64 [E], where an expert's rows begin in `order`
     counts: np.ndarray  # int64 [E]
     smallest: int
+    tile: int = 0  # R where experts lie in a pool
 
     @property
     def needed(self) -> np.ndarray:
@@ -77,7 +92,11 @@ class ExpertRows:
 
     def groups(self, experts: Sequence[int]) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
         """Splits those of `experts` that have rows into groups of equal padding: yields (positions in `experts`, rows
-        int32 [n, C])."""
+        int32 [n, C]). Where experts lie in a pool, n are tiles of C = R rows, several of an expert that has more, and
+        some rows at the end may be of none."""
+        if self.tile:
+            yield from self._tiles(experts)
+            return
         by_padding: dict[int, list[int]] = {}
         for position, expert in enumerate(experts):
             if self.counts[expert]:
@@ -95,6 +114,22 @@ class ExpertRows:
                     rows[i, :count] = self.order[start : start + count]
                 yield tuple(chosen), rows
 
+    def _tiles(self, experts: Sequence[int]) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+        tiles = [
+            (position, first)
+            for position, expert in enumerate(experts)
+            for first in range(0, int(self.counts[expert]), self.tile)
+        ]
+        for start in range(0, len(tiles), TILE_COUNTS[-1]):
+            group = tiles[start : start + TILE_COUNTS[-1]]
+            size = TILE_COUNTS[bisect.bisect_left(TILE_COUNTS, len(group))]
+            rows = np.full((size, self.tile), self.order.size, np.int32)
+            for i, (position, first) in enumerate(group):
+                begin, count = self.starts[experts[position]], self.counts[experts[position]]
+                part = self.order[begin + first : begin + min(first + self.tile, count)]
+                rows[i, : len(part)] = part
+            yield tuple(position for position, _ in group), rows
+
 
 def expert_rows(expert_ids: Int[np.ndarray, "N K"], num_experts: int, form: DeviceForm = IN_PLACE) -> ExpertRows:
     """Sorts the rows of a layer-step by expert.
@@ -110,5 +145,6 @@ def expert_rows(expert_ids: Int[np.ndarray, "N K"], num_experts: int, form: Devi
     keys = flat.astype(np.min_scalar_type(num_experts))
     order = np.argsort(keys, kind="stable").astype(np.int32)
     starts = np.cumsum(counts) - counts
-    tokens = expert_ids.shape[0]
-    return ExpertRows(order, starts, counts, smallest_rows(tokens, form))
+    tokens, top_k = expert_ids.shape
+    tile = tile_rows(tokens, top_k, num_experts) if form.pooled else 0
+    return ExpertRows(order, starts, counts, smallest_rows(tokens, form), tile)

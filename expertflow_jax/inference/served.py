@@ -85,8 +85,8 @@ def open_session(
     if misses.copies and copies is None:
         copies = quantized_copies(model, misses)
     stages = with_gates(model.stages if stages is None else stages, make_policy(variant.policy), model)
-    copied = None if copies is None else copies.store
-    engine = new_engine(model.store, variant, slots, link, clock, disk, copied, stages.form)
+    copied, form = (None, stages.form) if copies is None else (copies.store, stages.form.separate)
+    engine = new_engine(model.store, variant, slots, link, clock, disk, copied, form)
     if concern := engine.policy.concern(model.stages.config.text.num_experts_per_tok):
         _LOG.warning(concern)
     return InferenceSession(

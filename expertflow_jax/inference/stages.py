@@ -20,6 +20,8 @@ from expertflow_jax.inference.rows import group_shapes
 from expertflow_jax.inference.selection import can_select, run_selected, whole_step
 from expertflow_jax.models import experts
 from expertflow_jax.models.device_form import IN_PLACE, DeviceForm, device_form
+from expertflow_jax.models.expert_kernel import run_tiles
+from expertflow_jax.offload.slot_memory import PooledArrays, PooledExpert, SlotMemory
 from expertflow_jax.processing.batching import PromptBatch
 
 
@@ -101,12 +103,16 @@ class Stages:
         def run(out: jax.Array, y: jax.Array, rows: jax.Array, *buffers: experts.Parts) -> jax.Array:
             return experts.run_expert_group(layout, buffers, rows, y.reshape(-1, y.shape[-1]), out, form.apart)
 
+        def tiles(out: jax.Array, y: jax.Array, table: jax.Array, *pool: jax.Array) -> jax.Array:
+            return run_tiles(layout, pool, table, y.reshape(-1, y.shape[-1]), out, form.interpreted)
+
         def select(parts: Sequence[experts.Parts], y: jax.Array, ids: jax.Array) -> jax.Array:
             return run_selected(layout, parts, y, ids)
 
         self.layout, self.form = layout, form
-        self._compiled: set[tuple[int, int]] = set()  # (B, T) whose groups `precompile` has seen
+        self._compiled: set[tuple[int, int, int]] = set()  # (B, T, slots of a pool) that `precompile` has seen
         self._run = jax.jit(run, donate_argnums=0)
+        self._run_tiles = jax.jit(tiles, donate_argnums=0)
         self._whole: Any = whole_step(self, select)
 
     @property
@@ -166,10 +172,16 @@ class Stages:
         return self._zeros(tokens * top_k + 1)
 
     def run_experts(
-        self, out: jax.Array, y: jax.Array, rows: np.ndarray, buffers: Sequence[experts.Parts]
+        self, out: jax.Array, y: jax.Array, rows: np.ndarray, buffers: Sequence[experts.Parts | PooledExpert]
     ) -> jax.Array:
-        """Adds the outputs of n experts to `out` (donated): rows int32 [n, C], y [B, T, D]."""
-        return self._run(out, y, rows, *buffers)
+        """Adds the outputs of n experts to `out` (donated): rows int32 [n, C], y [B, T, D], buffers of each as the
+        engine gives them."""
+        first = buffers[0]
+        if not isinstance(first, PooledExpert):
+            return self._run(out, y, rows, *buffers)
+        slots = np.full((len(rows), 1), -1, np.int32)
+        slots[: len(buffers), 0] = [slot for _, slot in buffers]
+        return first.memory.read(self._run_tiles, out, y, np.concatenate([slots, rows], axis=1))
 
     def selects(self, tokens: int) -> bool:
         """Whether a decode step of N tokens may run as `decode_step`, which is made of the CPU's programs."""
@@ -192,7 +204,13 @@ class Stages:
         """Final norm and output projection: float32 [..., V]."""
         return self._head(self.trunk_weights, x)
 
-    def precompile(self, batch: int, lengths: Iterable[int], most_rows: int | None = None) -> None:
+    def precompile(
+        self,
+        batch: int,
+        lengths: Iterable[int],
+        most_rows: int | None = None,
+        memory: SlotMemory | None = None,
+    ) -> None:
         """Compiles every group of experts that a step may run: which ones it does run depends on the routing and on
         when experts arrive, so that no number of warm-up runs meets them all. The other stages are the same in every
         step of a shape.
@@ -201,20 +219,27 @@ class Stages:
           batch: B.
           lengths: T of the steps, as `batching.bucket` rounds them; 1 for decoding.
           most_rows: of one expert, where it is known; None: all B * T tokens.
+          memory: of the engine's slots; nothing is compiled without it where experts lie in a pool, of that size alone.
         """
-        text = self.config.text
-        missing = [(batch, length) for length in lengths if (batch, length) not in self._compiled]
-        if not missing:
+        text, form, slots = self.config.text, self.form, 0
+        expert: experts.Parts | PooledExpert | None = None
+        if isinstance(memory, PooledArrays):
+            slots = len(memory.buffers)
+            expert = memory.buffers[0] if memory.nbytes else None
+        elif memory is not None:
+            form = form.separate
+        missing = [(batch, length, slots) for length in lengths if (batch, length, slots) not in self._compiled]
+        if not missing or (form.pooled and expert is None):
             return
         # Put there by `device_put`, as slots are: what jnp makes counts as something else to the jit cache.
-        expert = tuple(
+        expert = expert or tuple(
             jax.device_put(np.zeros(shape, self.layout.dtype), self._memory) for shape in self.layout.part_shapes
         )
-        for _, length in missing:
+        for _, length, _ in missing:
             tokens, top_k = batch * length, text.num_experts_per_tok
             y = jax.device_put(np.zeros((batch, length, text.hidden_size), self.dtype), self._memory)  # [B, T, D]
             out = self.empty_output(tokens, top_k)  # [N * K + 1, D]
-            for size, padding in group_shapes(tokens, top_k, text.num_experts, most_rows, self.form):
+            for size, padding in group_shapes(tokens, top_k, text.num_experts, most_rows, form):
                 rows = np.full((size, padding), tokens * top_k, np.int32)  # [n, C]
                 out = self.run_experts(out, y, rows, [expert] * size)
         if most_rows is None:
@@ -222,12 +247,21 @@ class Stages:
 
     def group_compilations(self) -> int:
         """How many of the executables are groups of experts."""
-        run: Any = self._run  # the counter is not in the declared type
-        return run._cache_size()
+        runs: list[Any] = [self._run, self._run_tiles]  # the counter is not in the declared type
+        return sum(run._cache_size() for run in runs)
 
     def compilations(self) -> int:
         """How many executables exist; bounded because lengths, batches and rows are bucketed."""
-        jitted = (self._vision, self._embed, self._head, self._deepstack, self._run, self._whole, self._combine)
+        jitted = (
+            self._vision,
+            self._embed,
+            self._head,
+            self._deepstack,
+            self._run,
+            self._run_tiles,
+            self._whole,
+            self._combine,
+        )
         layers = (stage for s in self._structures for stage in (s.attend, s.dense, s.route))
         cached: list[Any] = [*jitted, *layers]  # the counter is not in the declared type
         return sum(f._cache_size() for f in cached)

@@ -18,25 +18,41 @@ class DeviceForm:
 
     Attributes:
       slots: "in_place": a slot has arrays of its own, which the next expert overwrites by donation. "replaced": the
-        evicted arrays are deleted and the next expert put anew.
+        evicted arrays are deleted and the next expert put anew. "pool": one array for all slots, into which an expert
+        is copied when it has arrived beside it, and a kernel that indexes it.
       least_rows: of an expert in a group. A product with one row is no matrix product to XLA on a GPU: it multiplies
         and adds, and fuses the last expert's sum with what follows, so that a group's bits depend on its size.
       apart: each expert of a group is computed on its own and all of them before the rows are put in place, which
         keeps the scatter free of arithmetic and weights from being joined.
       reads_last: slots whose expert may still be read by a running computation are the last to be given away.
       widens: narrow experts are multiplied in float32, for which a copy is made.
+      staged: experts on their way that take memory beside their slots.
+      interpreted: kernels are not compiled but carried out step by step, for a backend that cannot compile them.
     """
 
-    slots: Literal["in_place", "replaced"]
+    slots: Literal["in_place", "replaced", "pool"]
     least_rows: int
     apart: bool
     reads_last: bool
     widens: bool
+    staged: int = 0
+    interpreted: bool = False
+
+    @property
+    def pooled(self) -> bool:
+        """Whether all slots are one array."""
+        return self.slots == "pool"
+
+    @property
+    def separate(self) -> "DeviceForm":
+        """The form for slots that hold experts of several layouts, which no pool does."""
+        return dataclasses.replace(self, slots="replaced", reads_last=True, staged=0) if self.pooled else self
 
     def scratch_bytes(self, layout: BufferLayout) -> int:
-        """Device bytes that running experts takes beside their slots."""
+        """Device bytes that moving and running experts takes beside their slots."""
         matrices = isinstance(layout, ExpertLayout)  # as they lie: nothing to restore
-        return 0 if matrices and not self.widens else layout.scratch_bytes
+        unpacking = 0 if matrices and not self.widens else layout.scratch_bytes
+        return unpacking + self.staged * layout.nbytes
 
 
 # Overwriting takes 0.1 to 0.6 of the time of a fresh buffer on CPU (no new pages), and the write itself waits for
@@ -44,6 +60,9 @@ class DeviceForm:
 IN_PLACE = DeviceForm("in_place", least_rows=1, apart=False, reads_last=False, widens=True)
 # On a GPU only a plain `device_put` travels on the copy stream, beside compute.
 REPLACED = DeviceForm("replaced", least_rows=2, apart=True, reads_last=True, widens=False)
+# An expert is copied into its slot in the order of dispatch, so slots that are still read need not come last.
+POOL = DeviceForm("pool", least_rows=2, apart=True, reads_last=False, widens=False, staged=2)
+INTERPRETED_POOL = dataclasses.replace(POOL, interpreted=True)
 
 
 def device_form(device: jax.Device | None = None) -> DeviceForm:

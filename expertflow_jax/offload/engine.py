@@ -491,7 +491,7 @@ class ExpertCacheEngine:
             self._counts.reset()
             self._balance.rebase(self.clock.totals["stall"])
             self._link_seconds_before = self._link.busy_seconds
-            self.pool.peak_bytes = self.pool.live_bytes
+            self.pool.reset_peak()
             self.clock.reset_totals()
 
     def close(self) -> None:

@@ -1,8 +1,4 @@
-"""The device tier: a fixed number of expert slots, each with arrays of its own, any of which may serve any layer.
-
-Arrays per slot rather than one for the pool: an array is what XLA orders and donates, so a write into one
-slot never waits for a running step that reads the others (measured: 83 ms against 0.2 ms), and nothing copies
-a pool. How a slot is written is `DeviceForm.slots`.
+"""The device tier: a fixed number of expert slots, any of which may serve any layer. (Their arrays: slot_memory.py.)
 
 A slot is EMPTY, MOVING (reserved for an expert on its way) or READY. Its generation counts reservations: an
 arrival of an older generation is refused, so a slot freed and reused in mid-transfer cannot be published
@@ -12,36 +8,17 @@ and, least first, which was used longest ago, so that one pass of argmin finds a
 Axes: S slots, L MoE layers, E experts. A key is layer * E + expert.
 """
 
-import functools
+from collections.abc import Sequence
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from expertflow_jax.models.device_form import IN_PLACE, DeviceForm
 from expertflow_jax.models.experts import Parts
+from expertflow_jax.offload.slot_memory import slot_memory
 
 EMPTY, MOVING, READY = 0, 1, 2
 KEPT = np.iinfo(np.int64).max
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _overwrite(old: Parts, source: Parts) -> Parts:
-    """The expert's numbers from pinned host memory in the memory of `old`."""
-    moved = jax.device_put(source, jax.memory.Space.Device)
-    start = jnp.int32(0)
-    return tuple(jax.lax.dynamic_update_slice(a, b, (start,) * a.ndim) for a, b in zip(old, moved, strict=True))
-
-
-def _alike(old: Parts, source: Parts) -> bool:
-    """Whether one fits into the memory of the other: a quantised copy does not into that of a whole expert."""
-    return [(a.shape, a.dtype) for a in old] == [(b.shape, b.dtype) for b in source]
-
-
-def _delete(parts: Parts) -> None:
-    for part in parts:
-        if not part.is_deleted():
-            part.delete()
 
 
 class SlotPool:
@@ -59,8 +36,7 @@ class SlotPool:
       generation: int64 [S], reservations so far.
       unused_prefetch: bool [S + 1], prefetched and not requested since.
       quantized: bool [S + 1], its expert is there, or on its way, as a quantised copy.
-      buffers: S times the device arrays of one expert, None before first use.
-      peak_bytes: most bytes that the slots have held at once.
+      memory: the device arrays.
       reuses_at_once: an expert may be overwritten once what reads it has been dispatched.
     """
 
@@ -73,7 +49,7 @@ class SlotPool:
         form: DeviceForm = IN_PLACE,
         reuses_at_once: bool = True,
     ):
-        self.form = form
+        self.memory = slot_memory(form, num_slots)
         self.reuses_at_once = reuses_at_once
         self.num_slots = num_slots
         self.num_layers = num_layers
@@ -87,17 +63,33 @@ class SlotPool:
         self.generation = np.zeros(num_slots, np.int64)
         self.unused_prefetch = np.zeros(num_slots + 1, bool)
         self.quantized = np.zeros(num_slots + 1, bool)
-        self.buffers: list[Parts | None] = [None] * num_slots
         self.num_empty = num_slots
-        self.live_bytes = 0
-        self.peak_bytes = 0
 
     @property
     def holds_all(self) -> bool:
         """Whether every expert of the model has arrived in a slot: from then on none leaves."""
         return self.num_slots == self.slot_of.size and bool((self.state[:-1] == READY).all())
 
-    def layer_buffers(self, layer: int) -> list[Parts | None]:
+    @property
+    def buffers(self) -> Sequence[Any]:
+        """Of each slot, what a stage that runs its expert is given; None before first use."""
+        return self.memory.buffers
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes that the slots have held at once since `reset_peak`."""
+        return self.memory.peak_bytes
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes that the slots hold now."""
+        return self.memory.nbytes
+
+    def reset_peak(self) -> None:
+        """Counts `peak_bytes` anew."""
+        self.memory.peak_bytes = self.memory.nbytes
+
+    def layer_buffers(self, layer: int) -> list[Any]:
         """The arrays of all E experts of a layer, where `holds_all`."""
         row = slice(layer * self.num_experts, (layer + 1) * self.num_experts)
         return [self.buffers[slot] for slot in self.slot_of[row].tolist()]
@@ -180,38 +172,28 @@ class SlotPool:
         self.quantized[slot] = False
 
     def write(self, slot: int, source: Parts | None) -> Parts | None:
-        """Starts the copy of an expert's host arrays into a reserved slot and returns the slot's new arrays.
+        """Starts the copy of an expert's host arrays into a reserved slot; returns the arrays that it arrives in, None
+        where sizes alone are simulated.
 
         Asynchronous; the one thread that reserved the slot calls it, and no lock is needed meanwhile.
         """
-        old = self.buffers[slot]
-        if source is None:
-            new, alive = None, self.expert_bytes if self.generation[slot] == 1 else 0
-            self._account(alive, alive)
-        elif old is None:
-            device = next(iter(source[0].devices()))
-            new = tuple(jax.device_put(source, jax.sharding.SingleDeviceSharding(device, memory_kind="device")))
-            self._account(self.expert_bytes, self.expert_bytes)
-        elif self.form.slots == "in_place" and _alike(old, source):
-            new = _overwrite(old, source)
-            if not all(part.is_deleted() for part in old):
-                self._account(self.expert_bytes, 0)
-                _delete(old)
-        else:
-            sharding = old[0].sharding
-            _delete(old)
-            new = tuple(jax.device_put(source, sharding))
-        self.buffers[slot] = new
-        return new
+        if source is not None:
+            return self.memory.write(slot, source)
+        if self.generation[slot] == 1:
+            self.memory.nbytes += self.expert_bytes
+            self.memory.peak_bytes = max(self.memory.peak_bytes, self.memory.nbytes)
+        return None
 
-    def _account(self, peak: int, kept: int) -> None:
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes + peak)
-        self.live_bytes += kept
+    def publish(self, slot: int, generation: int, pinned: bool = False, arrived: Parts | None = None) -> bool:
+        """Marks an arrived expert usable, unless its slot has been given away since; returns whether.
 
-    def publish(self, slot: int, generation: int, pinned: bool = False) -> bool:
-        """Marks an arrived expert usable, unless its slot has been given away since; returns whether."""
+        Args:
+          arrived: what `write` returned.
+        """
         if self.generation[slot] != generation or self.state[slot] != MOVING:
             return False
+        if arrived is not None:
+            self.memory.land(slot, arrived)
         self.state[slot] = READY
         if not pinned:
             self.order[slot] = self.last_used[slot] * self.slot_of.size + self.key_of[slot]
@@ -239,9 +221,5 @@ class SlotPool:
 
     def delete(self) -> None:
         """Frees the device memory of all slots."""
-        for buffer in self.buffers:
-            if buffer is not None:
-                _delete(buffer)
-        self.buffers = [None] * self.num_slots
-        self.live_bytes = 0
+        self.memory.delete()
         self.clear()

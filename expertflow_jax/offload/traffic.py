@@ -91,7 +91,7 @@ class Traffic:
             buffer = pool.write(slot, self._store.source(key))
             if buffer is not None:  # the store may let go of an expert only when it has travelled
                 jax.block_until_ready(buffer)
-            pool.publish(slot, int(pool.generation[slot]))
+            pool.publish(slot, int(pool.generation[slot]), arrived=buffer)
             self._policy.moved(key, -1)
 
     @property
@@ -212,7 +212,7 @@ class Traffic:
         """For the link, with the lock held: the expert is usable."""
         needed = transfer.key in self.needed
         pinned = needed or transfer.key in self.put_off
-        if self._pool.publish(transfer.slot, transfer.generation, pinned) and needed:
+        if self._pool.publish(transfer.slot, transfer.generation, pinned, transfer.buffer) and needed:
             self.here.append(transfer.key)
         transfer.buffer = None
         if self._clock.timeline is not None:

@@ -15,7 +15,9 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.files import make_folder, write_atomically
 from expertflow_jax.harness.timing import median_seconds
 from expertflow_jax.inference.loading import LoadedModel, load_model
+from expertflow_jax.inference.rows import expert_rows
 from expertflow_jax.locate import locate
+from expertflow_jax.offload.slot_memory import place_experts
 from expertflow_jax.predictor import Predictor, load_predictor
 from expertflow_jax.processing.batching import Prompt, pad_prompts
 from expertflow_jax.simulation.costs import ComputeCosts, Line
@@ -110,21 +112,19 @@ def _router_seconds(model: LoadedModel, batch: int, tokens: int, repeats: int) -
 
 def _round_seconds(model: LoadedModel, experts: int, rows: int, repeats: int) -> float:
     stages, text = model.stages, model.config.text
-    device = jax.local_devices()[0]
-    on_device = jax.sharding.SingleDeviceSharding(device, memory_kind="device")
     sources = [model.store.source(e % model.store.num_experts) for e in range(experts)]
-    buffers = [tuple(jax.device_put(source, on_device)) for source in sources]
-    tokens = max(1, experts * rows // text.num_experts_per_tok)
+    buffers = place_experts(stages.form, sources).buffers
+    top_k = text.num_experts_per_tok
+    tokens = -(-experts * rows // top_k)
     y = jax.numpy.ones((tokens, text.hidden_size), stages.dtype)
-    total = tokens * text.num_experts_per_tok
-    index = np.arange(experts * rows, dtype=np.int32).reshape(experts, rows) % total
-    group = min(8, experts)
+    ids = np.full(tokens * top_k, -1, np.int32)
+    ids[: experts * rows] = np.repeat(np.arange(experts), rows)
+    groups = list(expert_rows(ids.reshape(tokens, top_k), experts, stages.form).groups(range(experts)))
 
     def call() -> jax.Array:
-        out = stages.empty_output(tokens, text.num_experts_per_tok)
-        for first in range(0, experts, group):
-            part = slice(first, first + group)
-            out = stages.run_experts(out, y, index[part], buffers[part])
+        out = stages.empty_output(tokens, top_k)
+        for places, group in groups:
+            out = stages.run_experts(out, y, group, [buffers[place] for place in places])
         return out
 
     return median_seconds(call, repeats)

@@ -4,11 +4,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expertflow_jax.inference.rows import expert_rows, group_shapes
-from expertflow_jax.models.device_form import IN_PLACE, REPLACED
+from expertflow_jax.inference.rows import expert_rows, group_shapes, tile_rows
+from expertflow_jax.models.device_form import IN_PLACE, POOL, REPLACED
 from expertflow_jax.processing.batching import bucket
 
-FORMS = st.sampled_from([IN_PLACE, REPLACED])
+FORMS = st.sampled_from([IN_PLACE, REPLACED, POOL])
 
 
 @st.composite
@@ -21,18 +21,19 @@ def routings(draw):
 
 
 @settings(max_examples=100, deadline=None)
-@given(routings(), st.randoms(use_true_random=False))
-def test_groups_cover_every_row_once_with_its_expert(routing, random):
+@given(routings(), st.randoms(use_true_random=False), FORMS)
+def test_groups_cover_every_row_once_with_its_expert(routing, random, form):
     ids, num_experts = routing
-    rows = expert_rows(ids, num_experts)
+    rows = expert_rows(ids, num_experts, form)
     experts = [int(e) for e in rows.needed]
     random.shuffle(experts)
     covered = []
     for positions, group in rows.groups(experts):
-        for position, row in zip(positions, group, strict=True):
+        assert (group[len(positions) :] == ids.size).all()  # tiles of nothing at the end
+        for position, row in zip(positions, group[: len(positions)], strict=True):
             real = row[row < ids.size]
             assert (ids.reshape(-1)[real] == experts[position]).all()
-            assert len(row) == rows.padded(experts[position])
+            assert len(row) == (tile_rows(*ids.shape, num_experts) if form.pooled else rows.padded(experts[position]))
             covered.extend(real.tolist())
     assert sorted(covered) == np.flatnonzero(ids.reshape(-1) >= 0).tolist()
 

@@ -1,6 +1,7 @@
 """Lossless runs through any cache are bit-identical to the all-resident run of the same batches."""
 
 import copy
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from expertflow_jax.inference.rows import group_shapes
 from expertflow_jax.inference.sampling import Sampler
 from expertflow_jax.inference.scoring import score_batch
 from expertflow_jax.inference.session import InferenceSession
+from expertflow_jax.models.device_form import INTERPRETED_POOL, REPLACED
 from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe
 from expertflow_jax.offload.clock import RealClock, VirtualClock
 from expertflow_jax.offload.engine import ExpertCacheEngine
@@ -44,7 +46,8 @@ MODELS = {name: served(config) for name, config in CONFIGS.items()}  # compiled 
 def answer(model, prompts, policy, slots, *, miss="wait", truth=None, clock=None, batch_size=None, stages=None):
     stages, store = stages or MODELS[model][0], MODELS[model][1]
     clock = clock or VirtualClock()
-    engine = ExpertCacheEngine(store, slots, policy, "emulated(0.001,5)" if clock.virtual else "direct", clock)
+    link = "emulated(0.001,5)" if clock.virtual else "direct"
+    engine = ExpertCacheEngine(store, slots, policy, link, clock, form=stages.form)
     engine.warm_up()
     engine.reset_stats()
     session = InferenceSession(stages, engine, make_miss_policy(miss), COSTS if clock.virtual else None)
@@ -85,6 +88,38 @@ def test_the_real_clock_gives_the_same_bits():
     expected, needed, _ = answer("plain", prompts, "resident", 24)
     found, _, _ = answer("plain", prompts, "expertflow", 6, truth=needed, clock=RealClock())
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("form", "count"),
+    [
+        (REPLACED, 1),
+        pytest.param(REPLACED, 4, marks=pytest.mark.slow),
+        pytest.param(INTERPRETED_POOL, 4, marks=pytest.mark.slow),
+    ],
+)
+def test_the_arguments_of_a_gpu_give_the_same_bits_as_resident_with_them(form, count):
+    stages = MODELS["plain"][0].with_form(form)
+    prompts = random_prompts(CONFIGS["plain"], count, np.random.default_rng(3))
+    expected, needed, _ = answer("plain", prompts, "resident", 24, stages=stages)
+    for clock in (VirtualClock, RealClock):
+        for policy, slots in (("on_demand", 1), ("expertflow", 6)):
+            truth = needed if policy == "expertflow" else None
+            answers, _, stats = answer("plain", prompts, policy, slots, truth=truth, clock=clock(), stages=stages)
+            assert answers == expected
+            assert stats["bytes_transferred"] > 0
+
+
+def test_experts_in_a_pool_give_the_same_bits_as_resident_there():
+    """A GPU's whole way, on CPU: the kernel over the pool, staged arrivals, slots that are read given away last."""
+    stages = MODELS["plain"][0].with_form(dataclasses.replace(INTERPRETED_POOL, reads_last=True))
+    prompts = [Prompt(np.array([7], np.int32))]  # so few rows that two kernels are compiled
+    expected, _, _ = answer("plain", prompts, "resident", 24, stages=stages)
+    answers, _, stats = answer("plain", prompts, "on_demand", 5, clock=RealClock(), stages=stages)
+    assert answers == expected
+    assert stats["urgent_transfers"] > 0
+    own_arrays, _, _ = answer("plain", prompts, "resident", 24)
+    assert [tokens for tokens, _ in answers] == [tokens for tokens, _ in own_arrays]
 
 
 @pytest.mark.parametrize(
