@@ -13,6 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns the config of the committed checkpoint."""
     config = ml_collections.ConfigDict()
     config.seed = 0  # initial weights and data stream
+    config.warm_start = ""  # model whose dense parameters training begins with; empty: all are new
 
     config.text = ml_collections.ConfigDict()
     config.text.hidden_size = 96

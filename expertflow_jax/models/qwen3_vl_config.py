@@ -184,6 +184,8 @@ class Qwen3VLMoeConfig:
             "rope_parameters": rope_parameters,
             "tie_word_embeddings": self.tie_word_embeddings,
         }
+        if shared := self.text.shared_expert_intermediate_size:
+            text["shared_expert_intermediate_size"] = shared
         vision = dataclasses.asdict(self.vision)
         vision |= {
             "model_type": "qwen3_vl_moe_vision",
@@ -206,12 +208,15 @@ class Qwen3VLMoeConfig:
 
 def _text_config(section: Section) -> DecoderConfig:
     bias, rope = section.flag("attention_bias", False), rope_section(section)
+    shared = section.whole("shared_expert_intermediate_size", 0, least=0)  # ours alone: published models have none
     decoder = read_decoder(
         section,
         **sparse_layers(section),
         # transformers renormalises in this family whatever `norm_topk_prob` says, so we do too.
         norm_topk_prob=True,
         qk_norm="head",
+        shared_expert_intermediate_size=shared,
+        shared_expert_gate=shared > 0,
         qkv_bias=bias,
         o_bias=bias,
         rope_theta=500_000.0,

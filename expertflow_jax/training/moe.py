@@ -19,6 +19,7 @@ from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe, Qwen3VLMoeConfig
 from expertflow_jax.training import losses
 from expertflow_jax.training.loop import State, adamw, run_steps
+from expertflow_jax.training.warm_start import with_dense_parameters
 
 Batch = dict[str, np.ndarray]
 
@@ -116,6 +117,8 @@ def train(
     """
     module = Qwen3VLMoe(model_config, rngs=nnx.Rngs(config.seed))
     graphdef, params = nnx.split(module)
+    if config.warm_start:
+        params = with_dense_parameters(params, config.warm_start)
     optimizer = make_optimizer(config)
     state: State = {
         "params": params,
