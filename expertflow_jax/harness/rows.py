@@ -165,6 +165,7 @@ class CellRow(Measured):
     disk_bytes: int
     predictor_tokens_saved: int
     experts_per_batch: float
+    first_token_seconds: float | None
     perplexity: float | None
     predictions_sha256: str | None = None  # known once the predictions are written
     arrays_sha256: str | None = None  # likewise; None in cells that no other is compared with

@@ -63,9 +63,9 @@ class PredictedForecast:
             self.tokens_saved += tokens
             everything = np.ones_like(self._predictor.popularity)
             return [Foretold(everything, self._by_popularity(member.followers_by_layer)) for member in members]
-        missed = [m for m in members if m.phase == "decode" and m.sequences.batch not in self._sizes]
-        self.tokens_saved += sum(int(member.lengths.sum()) for member in missed)
-        read = self._read([member for member in members if member not in missed])
+        missed = {m.sequences.batch for m in members if m.phase == "decode"} - self._sizes.keys()
+        self.tokens_saved += sum(int(m.lengths.sum()) for m in members if m.sequences.batch in missed)
+        read = self._read([member for member in members if member.sequences.batch not in missed])
         return [
             read.get(member.sequences.batch)
             or Foretold(self._by_popularity(member.tokens_by_layer), self._by_popularity(member.followers_by_layer))

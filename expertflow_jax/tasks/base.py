@@ -105,8 +105,18 @@ def scores_by_group(examples: Sequence[Example], scores: Sequence[float]) -> dic
 
 def group_sizes(examples: Sequence[Example]) -> dict[str, int]:
     """How many questions each group has, rotations counted once; keys "grouping/group"."""
-    once = {example.question or example.id: example for example in examples}
+    once = {question_of(example): example for example in examples}
     return {name: len(values) for name, values in _by_group(list(once.values()), [0.0] * len(once)).items()}
+
+
+def group_flips(examples: Sequence[Example], answers: Sequence[str], reference: Sequence[str]) -> dict[str, int]:
+    """How many questions of each group have another answer than the reference, in one rotation at least."""
+    once = {question_of(example): example for example in examples}
+    changed = dict.fromkeys(once, 0.0)
+    for example, answer, other in zip(examples, answers, reference, strict=True):
+        if answer != other:
+            changed[question_of(example)] = 1.0
+    return {name: int(sum(flags)) for name, flags in _by_group(list(once.values()), list(changed.values())).items()}
 
 
 def _by_group(examples: Sequence[Example], scores: Sequence[float]) -> dict[str, list[float]]:

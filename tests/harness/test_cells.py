@@ -46,7 +46,7 @@ def test_throughput_cells_come_in_the_order_of_the_file():
 
 def test_the_quickstart_has_each_cell_once():
     listed = cells(quickstart.get_config())
-    assert len(listed) == len(set(listed)) == 158
+    assert len(listed) == len(set(listed)) == 184
 
 
 @pytest.mark.parametrize(

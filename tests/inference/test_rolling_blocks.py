@@ -191,6 +191,24 @@ def test_each_member_is_forecast_as_alone_and_the_block_as_their_union():
     session.engine.close()
 
 
+def test_batches_that_were_not_read_run_beside_one_that_is():
+    """The predictor reads the newcomer alone; the others it has not read at their prompts, and cannot go on with."""
+    session = open_session(Model, Variant.of("expertflow"), 8, LINK, costs=COSTS)
+    forecaster, alone = (PredictedForecast(PREDICTOR, session.engine.clock, COSTS) for _ in range(2))
+    unread = [make_member(session, request.prompts) for request in requests(2, [3] * 12)]
+    forecaster.foretell(unread)
+    saved = forecaster.tokens_saved
+    assert saved == sum(int(member.lengths.sum()) for member in unread)
+    answering = [Member.decode(member.sequences, member.x[:, :1], np.ones(3, bool)) for member in unread[:2]]
+    [request] = requests(1, [3])
+    newcomer = make_member(session, request.prompts)
+    one, other, read = forecaster.foretell([*answering, newcomer])
+    assert forecaster.tokens_saved == saved + 6
+    np.testing.assert_array_equal(one, other)  # by the popularity of experts
+    np.testing.assert_array_equal(read, alone.foretell([newcomer])[0])
+    session.engine.close()
+
+
 def make_member(session, prompts):
     batch = pad_prompts(CONFIG, prompts, 3)
     x, deepstack = session.embed(batch)

@@ -151,6 +151,7 @@ def make_row(
         bit_identical=bool((outcome.digests == reference.digests).all()),
         disk_bytes=execution.stats["disk_bytes"],
         batches_per_block=cell.batches_per_block,
+        first_token_seconds=execution.first_token_seconds,
         predictor_tokens_saved=execution.stats["predictor_tokens_saved"],
         experts_per_batch=execution.experts_per_batch,
         perplexity=None if execution.nats is None else math.exp(execution.nats),

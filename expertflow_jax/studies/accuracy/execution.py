@@ -4,6 +4,7 @@ Axes: W examples, V vocabulary, L MoE layers, E experts.
 """
 
 import dataclasses
+import functools
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from expertflow_jax.predictor.forecast import combine_sequences
 from expertflow_jax.processing import Processor, end_token_ids
 from expertflow_jax.scheduling import Scheduler, make_scheduler
 from expertflow_jax.simulation.costs import ComputeCosts
+from expertflow_jax.studies.accuracy.first_tokens import FirstTokens
 from expertflow_jax.studies.accuracy.grid import Cell
 
 
@@ -111,6 +113,7 @@ class Execution:
       losses: what the miss policy changed.
       tokens: prompt and answer tokens processed.
       experts_per_batch: distinct experts per layer that a batch asks for until its last answer, mean.
+      first_token_seconds: from the beginning of an answer's batch, mean; None under teacher forcing.
       peak_device_bytes: largest sum of what lived on the device.
       plan: how the memory was divided.
     """
@@ -124,6 +127,7 @@ class Execution:
     losses: Losses
     tokens: int
     experts_per_batch: float
+    first_token_seconds: float | None
     peak_device_bytes: int
     plan: MemoryPlan
 
@@ -174,6 +178,7 @@ def _run(
     nats: list[np.ndarray] = []
     tally = Tally()
     engine = session.engine
+    first_tokens = FirstTokens(engine.clock)
     forecaster = make_forecaster(session, cell.variant, setting.predictor, truth)
     begun: list[np.ndarray] = []  # example indices of each batch
 
@@ -181,10 +186,11 @@ def _run(
         for batch, queued in _batches(setting, cell, engine):
             interrupts.check()
             begun.append(batch)
+            first_tokens.begin(batch.tolist())
             yield batch, queued
 
     session.records = []
-    run = _scored if data.task.teacher_forced else _answered
+    run = _scored if data.task.teacher_forced else functools.partial(_answered, first_tokens=first_tokens)
     for number, answers in enumerate(run(setting, cell, session, forecaster, batches())):
         for i, answer in zip(begun[number], answers, strict=True):
             texts[i], first_logits[i] = answer.text, answer.logits
@@ -204,6 +210,7 @@ def _run(
         session.losses,
         tally.tokens,
         float(np.mean([asked.sum(axis=1).mean() for asked in tally.asked.values()])),
+        first_tokens.mean,
         session.peak_device_bytes,
         plan,
     )
@@ -263,6 +270,7 @@ def _answered(
     session: InferenceSession,
     forecaster: Forecaster,
     batches: Iterator[tuple[np.ndarray, Queue]],
+    first_tokens: FirstTokens,
 ) -> Iterator[list[_Result]]:
     """Each batch's greedy answers."""
     data, processor = setting.data[cell.task], setting.model.processor
@@ -270,7 +278,8 @@ def _answered(
         BatchRequest([data.prompts[i] for i in batch], [data.examples[i].max_new_tokens for i in batch], batch, queued)
         for batch, queued in batches
     )
-    choosing = Choosing(processor.eos_token_ids if processor is not None else end_token_ids(setting.model.path))
+    stop_ids = processor.eos_token_ids if processor is not None else end_token_ids(setting.model.path)
+    choosing = Choosing(stop_ids, on_token=first_tokens.take, on_end=first_tokens.end)
     sizes = {"batch_size": setting.batch_size, "batches_per_block": cell.batches_per_block}
     for answers in generate_batches(session, requests, forecaster, choosing, **sizes):
         yield [_Result(_text(processor, a.token_ids), a.first_logits, a.logits_digest) for a in answers]

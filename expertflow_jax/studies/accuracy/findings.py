@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from expertflow_jax.harness.document import Block, Bullets, Grid, Heading, Paragraph
 from expertflow_jax.harness.looks import ordered
 from expertflow_jax.harness.rows import CellRow
+from expertflow_jax.studies.accuracy.blocks import block_findings, blocks_answer
 from expertflow_jax.studies.accuracy.claims import (
     ALPHA,
     Resolution,
@@ -18,10 +19,18 @@ from expertflow_jax.studies.accuracy.claims import (
     verdicts,
 )
 from expertflow_jax.studies.accuracy.frontier import frontier
-from expertflow_jax.studies.accuracy.performance import SUBJECT, hit_rates, schedulers, speed, speed_ups, verdict
+from expertflow_jax.studies.accuracy.performance import (
+    SUBJECT,
+    hit_rates,
+    schedulers,
+    speed,
+    speed_ups,
+    subject_blocks,
+    verdict,
+)
 from expertflow_jax.studies.accuracy.statistics import NoiseFloor, noise_floor
-from expertflow_jax.studies.accuracy.tables import MISSING, percent, points
-from expertflow_jax.studies.accuracy.wording import LISTED, clock_note, count, margin, name, names, span
+from expertflow_jax.studies.accuracy.tables import MISSING, block_sizes, percent, points
+from expertflow_jax.studies.accuracy.wording import LISTED, clock_note, count, in_blocks, margin, name, names, span
 
 __all__ = ["answer", "changes_accuracy", "findings"]
 
@@ -32,6 +41,7 @@ def findings(rows: Sequence[CellRow]) -> list[Block]:
         ("Do answers stay the same?", _lossless),
         ("Is it faster?", speed),
         ("Does it keep the right experts?", hit_rates),
+        ("What do blocks of batches buy, and cost?", block_findings),
         ("Does regrouping sequences help?", schedulers),
         ("What do losses cost, and buy?", _lossy),
         ("What speed can be had within the margin?", frontier),
@@ -56,11 +66,15 @@ def answer(rows: Sequence[CellRow]) -> Paragraph:
         )
     if lossy.verdicts:
         sentences.append(f"Of {count(len(lossy.verdicts), 'cell')} that accept losses, {_lossy_clauses(lossy)}.")
-    if fair := [other for other in speed_ups(rows) if not other.aim]:
+    sizes = subject_blocks(rows)
+    if fair := [other for size in sizes[:1] for other in speed_ups(rows, size) if not other.aim]:
         rates = [f"**{span(o.all_ratios)}** that of `{o.policy}` ({verdict(o.all_ratios)})" for o in fair]
         sentences.append(
-            f"At equal cache size and without losses, the speed of `{SUBJECT}` is {', '.join(rates)}{clock_note(rows)}."
+            f"At equal cache size and without losses, the speed of `{SUBJECT}`{in_blocks(sizes[0])} is "
+            f"{', '.join(rates)}{clock_note(rows)}."
         )
+    if more := blocks_answer(rows):
+        sentences.append(more)
     if not sentences:
         sentences.append("Every cell has all experts on the device and is lossless, so there is nothing to compare.")
     return Paragraph(" ".join(sentences))
@@ -248,13 +262,18 @@ def _open_cells(lossy: LossyCells) -> list[str]:
 def _table(differing: Sequence[Verdict]) -> list[Block]:
     if not differing:
         return []
-    titles = [*("task", "policy", "scheduler", "losses"), *("cache fraction", "difference, points [95%]")]
+    listed = differing[:LISTED]
+    several = len(block_sizes(v.row for v in listed)) > 1
+    titles = ["task", "policy", "scheduler", "losses", *(["M"] if several else [])]
+    titles += ["cache fraction", "difference, points [95%]", "adjusted p", "speed"]
     lines = [
         [
-            *(v.row.task, v.row.policy, v.row.scheduler, v.row.losses, f"{v.row.cache_fraction:.3g}"),
+            *(v.row.task, v.row.policy, v.row.scheduler, v.row.losses),
+            *([str(v.row.batches_per_block)] if several else []),
+            f"{v.row.cache_fraction:.3g}",
             *(_difference(v.row), f"{v.p:.1e}", MISSING if v.speed_up is None else f"{v.speed_up:.2f}x"),
         ]
-        for v in differing[:LISTED]
+        for v in listed
     ]
     which = f"The first {LISTED} of them" if len(differing) > LISTED else "Those that differ"
     return [
@@ -262,7 +281,7 @@ def _table(differing: Sequence[Verdict]) -> list[Block]:
             f"{which}, the largest losses first; speed is relative to waiting with the same policy, scheduler and "
             "size. The p-values are adjusted for the number of lossy cells, the intervals are not:"
         ),
-        Grid([*titles, "adjusted p", "speed"], lines, [False] * 4 + [True] * 4),
+        Grid(titles, lines, [False] * 4 + [True] * (len(titles) - 4)),
     ]
 
 

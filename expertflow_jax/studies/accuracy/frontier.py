@@ -1,9 +1,10 @@
 """What speed can be had for less than the margin? Careful ways to lose, beside naive ones and controls.
 
-A *way* is a cache policy with a miss policy (or quantised experts) at one cache size, over all tasks of a study. It is
+A *way* is a cache policy with a miss policy (or quantised experts) at one cache size and one number of batches per
+block (M), over all tasks of a study. It is
 *within* the margin if the accuracy of no task falls by the margin or more; that equivalence is *shown* is more, and
-decided in `claims`. One way dominates another of its size if it is no slower and no worse on every task, and better on
-one.
+decided in `claims`. One way dominates another of its size and M if it is no slower and no worse on every task, and
+better on one.
 """
 
 import dataclasses
@@ -14,8 +15,8 @@ from expertflow_jax.harness.looks import ordered
 from expertflow_jax.harness.rows import CellRow
 from expertflow_jax.models.expert_dtypes import BITS
 from expertflow_jax.studies.accuracy.claims import Verdict, verdicts
-from expertflow_jax.studies.accuracy.tables import MISSING, points
-from expertflow_jax.studies.accuracy.wording import clock_note, margin, span
+from expertflow_jax.studies.accuracy.tables import MISSING, block_sizes, points
+from expertflow_jax.studies.accuracy.wording import clock_note, in_blocks, margin, span
 
 CONTROLS = ("drop", "substitute", "fewer_experts", *BITS)
 BLIND = "_blind"  # what the name of a task without images ends in
@@ -73,18 +74,22 @@ def ways(rows: Sequence[CellRow]) -> list[Way]:
     for verdict in verdicts(rows):
         row = verdict.row
         if verdict.speed_up is not None:
-            key = (row.policy, row.scheduler, row.losses, f"{row.cache_fraction:.3g}")
+            key = (row.policy, row.scheduler, row.losses, *size_of(row))
             groups.setdefault(key, []).append(verdict)
     return [Way(cells) for cells in groups.values()]
+
+
+def size_of(row: CellRow) -> tuple[str, int]:
+    """Cache fraction as it is shown, and M."""
+    return f"{row.cache_fraction:.3g}", row.batches_per_block
 
 
 def dominated(way: Way, others: Sequence[Way]) -> bool:
     """Whether another way of the same size is no slower and no worse anywhere, and better somewhere."""
     scores = _scores(way)
     for other in others:
-        same_size = f"{other.row.cache_fraction:.3g}" == f"{way.row.cache_fraction:.3g}"
         theirs = _scores(other)
-        if other is way or not same_size or theirs.keys() != scores.keys():
+        if other is way or size_of(other.row) != size_of(way.row) or theirs.keys() != scores.keys():
             continue
         pairs = [pair for key in scores for pair in zip(theirs[key], scores[key], strict=True)]
         if all(a >= b for a, b in pairs) and any(a > b for a, b in pairs):
@@ -111,8 +116,11 @@ def frontier(rows: Sequence[CellRow]) -> list[Block]:
         return []
     allowed = margin({row.equivalence_margin for row in rows})
     sentences = [_sentence([way for way in all_ways if way.family == family]) for family in families]
-    titles = ["losses", "policy", "scheduler", "cache", "speed", "difference", "shown", "dominated", "mass lost"]
-    lines = [_line(way, dominated(way, all_ways)) for way in all_ways]
+    several = len(block_sizes(way.row for way in all_ways)) > 1
+    blocks_title = ["M"] if several else []
+    titles = ["losses", "policy", "scheduler", *blocks_title, "cache", "speed", "difference", "shown"]
+    titles += ["dominated", "mass lost"]
+    lines = [_line(way, dominated(way, all_ways), several) for way in all_ways]
     blocks: list[Block] = [
         Paragraph(
             f"The most speed over waiting, with the same cache policy and as many slots, of each way to lose less than "
@@ -124,16 +132,17 @@ def frontier(rows: Sequence[CellRow]) -> list[Block]:
     ]
     if seeing := _seeing(rows, all_ways):
         blocks.append(Paragraph(seeing))
-    return [*blocks, Grid(titles, lines, [False] * 3 + [True] * 4 + [False, True])]
+    return [*blocks, Grid(titles, lines, [False] * 3 + [True] * (4 + several) + [False, True])]
 
 
 def _sentence(candidates: Sequence[Way]) -> str:
     family = candidates[0].family
     control = " (control)" if family in CONTROLS else ""
     clauses = []
-    for fraction in sorted({f"{way.row.cache_fraction:.3g}" for way in candidates}, key=float):
-        best = fastest_within([way for way in candidates if f"{way.row.cache_fraction:.3g}" == fraction])
-        clauses.append(f"at {fraction} {_clause(best) if best else 'nothing within the margin'}")
+    for size in sorted({size_of(way.row) for way in candidates}, key=lambda size: (float(size[0]), size[1])):
+        best = fastest_within([way for way in candidates if size_of(way.row) == size])
+        place = f"at {size[0]}{in_blocks(size[1])}"
+        clauses.append(f"{place} {_clause(best) if best else 'nothing within the margin'}")
     return f"`{family}`{control}: {'; '.join(clauses)}."
 
 
@@ -150,12 +159,13 @@ def _deltas(way: Way) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _line(way: Way, is_dominated: bool) -> list[str]:
+def _line(way: Way, is_dominated: bool, with_blocks: bool) -> list[str]:
     rows = [cell.row for cell in way.cells]
     return [
         way.row.losses,
         way.row.policy,
         way.row.scheduler,
+        *([str(way.row.batches_per_block)] if with_blocks else []),
         f"{way.row.cache_fraction:.3g}",
         span(way.speeds),
         "; ".join(

@@ -4,7 +4,7 @@ A policy has the same colour and marker everywhere. Cells that differ only in th
 too. Functions draw on figures of their own, without a window system.
 """
 
-import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,15 @@ from matplotlib.lines import Line2D
 from expertflow_jax.files import make_folder, whole_file
 from expertflow_jax.harness.looks import LINES, ordered, policy_look, scheduler_look
 from expertflow_jax.harness.rows import CellRow
+from expertflow_jax.studies.accuracy.block_plot import block_handles, block_lines, draw_blocks
 from expertflow_jax.studies.accuracy.frontier_plot import draw_frontier
-from expertflow_jax.studies.accuracy.groups import GroupScores, draw_groups
+from expertflow_jax.studies.accuracy.group_report import draw_groups
+from expertflow_jax.studies.accuracy.groups import GroupScores
+from expertflow_jax.studies.accuracy.points import MIB, errors_of, mean_of, points_of
 from expertflow_jax.studies.accuracy.statistics import noise_floor
-from expertflow_jax.studies.accuracy.tables import Comparisons, in_order
+from expertflow_jax.studies.accuracy.tables import Comparisons, block_sizes, in_order, of_least_blocks
 from expertflow_jax.studies.accuracy.wording import margin
 
-_MIB = 1 << 20
 _MOST_PANELS = 4
 _RULES: dict[Any, Any] = {
     "font.size": 10,
@@ -34,24 +36,6 @@ _RULES: dict[Any, Any] = {
     "lines.markersize": 5.5,
     "legend.frameon": False,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """Means over seeds of the cells at one place of a plot; `accuracy` and `delta` are (estimate, low, high)."""
-
-    rows: Sequence[CellRow]
-    mebibytes: float
-    tokens_per_second: float
-    hit_rate: float
-    experts_per_batch: float
-    accuracy: np.ndarray
-    delta: np.ndarray
-
-    @property
-    def row(self) -> CellRow:
-        """One of the cells, for the names that they share."""
-        return self.rows[0]
 
 
 def draw_plots(
@@ -88,42 +72,9 @@ def _simulated(rows: Sequence[CellRow]) -> str:
     return " Tokens per second are of simulated time." if any(row.clock == "virtual" for row in rows) else ""
 
 
-def _points(rows: Iterable[CellRow]) -> list[Point]:
-    """One point per combination of names and size, ascending in memory."""
-    groups: dict[tuple, list[CellRow]] = {}
-    for row in rows:
-        groups.setdefault((row.policy, row.scheduler, row.losses, row.slots), []).append(row)
-    return sorted((_point(group) for group in groups.values()), key=lambda point: point.mebibytes)
-
-
-def _point(rows: Sequence[CellRow]) -> Point:
-    def mean(value: Callable[[CellRow], float | None]) -> float:
-        return _mean(map(value, rows))
-
-    return Point(
-        rows,
-        mean(lambda r: r.memory_budget_bytes / _MIB),
-        mean(lambda r: r.tokens_per_second),
-        mean(lambda r: r.hit_rate),
-        mean(lambda r: r.experts_per_batch),
-        np.mean([(r.accuracy, r.accuracy_ci_low, r.accuracy_ci_high) for r in rows], axis=0),
-        np.mean([(r.accuracy_delta, r.delta_ci_low, r.delta_ci_high) for r in rows], axis=0),
-    )
-
-
-def _mean(values: Iterable[float | None]) -> float:
-    """Of those that are known; NaN, which is not drawn, if none is."""
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else float("nan")
-
-
-def _errors(estimates: np.ndarray) -> np.ndarray:
-    """Lengths below and above the estimates [n, 3], as matplotlib wants them: [2, n]."""
-    return np.maximum(0.0, np.stack([estimates[:, 0] - estimates[:, 1], estimates[:, 2] - estimates[:, 0]]))
-
-
 def _over_memory(rows: Sequence[CellRow]) -> Figure | None:
-    """Accuracy, throughput and hit rate over memory, in order of arrival."""
+    """Accuracy, throughput and hit rate over memory, in order of arrival, for the fewest batches per block."""
+    rows = of_least_blocks(rows)
     plain = [row for row in rows if row.scheduler == "fifo"]
     policies = ordered(row.policy for row in plain if row.policy != "resident")
     if not policies:
@@ -131,7 +82,7 @@ def _over_memory(rows: Sequence[CellRow]) -> Figure | None:
     looks = {name: policy_look(name) for name in ordered(row.policy for row in rows)}
     figure = Figure(figsize=(13, 4.9), layout="constrained")
     axes = figure.subplots(1, 3, sharex=True)
-    lossless = {p: _points(r for r in plain if r.policy == p and r.lossless) for p in policies}
+    lossless = {p: points_of(r for r in plain if r.policy == p and r.lossless) for p in policies}
     sizes = [[point.mebibytes for point in points] for points in lossless.values() if points]
     gaps = np.concatenate([np.zeros(0), *(np.diff(memory) for memory in sizes)])
     step = min(0.012 * np.ptp(np.concatenate(sizes)), 0.22 * gaps.min()) if gaps.size else 0.0
@@ -142,19 +93,19 @@ def _over_memory(rows: Sequence[CellRow]) -> Figure | None:
         x = np.array([point.mebibytes for point in points])
         accuracy = np.stack([point.accuracy for point in points]) * 100
         aside = (i - (len(policies) - 1) / 2) * step  # lossless intervals coincide
-        axes[0].errorbar(x + aside, accuracy[:, 0], _errors(accuracy), color=colour, marker=marker, capsize=2, lw=1)
+        axes[0].errorbar(x + aside, accuracy[:, 0], errors_of(accuracy), color=colour, marker=marker, capsize=2, lw=1)
         axes[1].plot(x, [point.tokens_per_second for point in points], color=colour, marker=marker)
         axes[2].plot(x, [100 * point.hit_rate for point in points], color=colour, marker=marker)
     losses = ordered(row.losses for row in plain if not row.lossless and row.policy != "resident")
     for name in losses:
         for policy in policies:
-            lossy = _points(r for r in plain if r.policy == policy and r.losses == name)
+            lossy = points_of(r for r in plain if r.policy == policy and r.losses == name)
             x = np.array([point.mebibytes for point in lossy])
             look = {"color": looks[policy][0], "marker": looks[policy][1], "markerfacecolor": "white", "lw": 1.2}
             look |= {"ls": LINES.get(name, "-."), "markersize": 4.5}
             axes[0].plot(x, [100 * point.accuracy[0] for point in lossy], **look)
             axes[1].plot(x, [point.tokens_per_second for point in lossy], **look)
-    for point in _points(r for r in plain if r.policy == "resident" and r.lossless):
+    for point in points_of(r for r in plain if r.policy == "resident" and r.lossless):
         colour, marker = looks["resident"]
         for ax, y in zip(axes, (100 * point.accuracy[0], point.tokens_per_second, 100 * point.hit_rate), strict=True):
             ax.axhline(y, color=colour, lw=0.8, ls=(0, (1, 2)))
@@ -184,8 +135,8 @@ def _handle(name: str, colour: str, marker: str, line: str = "-") -> Line2D:
 def _fraction_axis(ax: Axes, rows: Sequence[CellRow]) -> None:
     """Cache fractions along the top; a policy with a predictor has less of it in the same memory."""
     cells = [row for row in rows if row.policy != "resident"]
-    fixed = min(row.memory_budget_bytes - row.slots * row.expert_bytes for row in cells) / _MIB
-    experts = max(row.slots / row.cache_fraction * row.expert_bytes for row in cells) / _MIB
+    fixed = min(row.memory_budget_bytes - row.slots * row.expert_bytes for row in cells) / MIB
+    experts = max(row.slots / row.cache_fraction * row.expert_bytes for row in cells) / MIB
 
     def fraction(mebibytes: Any) -> Any:
         return (np.asarray(mebibytes) - fixed) / experts
@@ -221,20 +172,22 @@ def _by_scheduler(rows: Sequence[CellRow]) -> Figure | None:
     figure = Figure(figsize=(13, 4.3), layout="constrained")
     axes = figure.subplots(1, 3)
     compare = Comparisons(rows)
-    for scheduler, (colour, marker) in looks.items():
-        points = _points(row for row in cells if row.scheduler == scheduler)
+    lines = block_lines(block_sizes(cells))
+    for (scheduler, (colour, marker)), (size, line) in itertools.product(looks.items(), lines.items()):
+        points = points_of(r for r in cells if (r.scheduler, r.batches_per_block) == (scheduler, size))
         x = [point.row.cache_fraction for point in points]
-        axes[0].plot(x, [point.experts_per_batch for point in points], color=colour, marker=marker)
-        axes[1].plot(x, [point.tokens_per_second for point in points], color=colour, marker=marker)
-        ratios = [_mean(compare.speed_up(row, policy=policy) for row in point.rows) for point in points]
-        axes[2].plot(x, ratios, color=colour, marker=marker)
+        look = {"color": colour, "marker": marker, "ls": line}
+        axes[0].plot(x, [point.experts_per_batch for point in points], **look)
+        axes[1].plot(x, [point.tokens_per_second for point in points], **look)
+        ratios = [mean_of(compare.speed_up(row, policy=policy) for row in point.rows) for point in points]
+        axes[2].plot(x, ratios, **look)
     axes[0].set(ylabel="distinct experts per batch and layer")
     axes[1].set(ylabel=f"tokens per second ({policy})")
     axes[2].set(ylabel="tokens per second, relative to fifo")
     for ax in axes:
         ax.set_xlabel("cache fraction")
     handles = [_handle(name, *look) for name, look in looks.items()]
-    _legend(figure, handles)
+    _legend(figure, handles + block_handles(lines))
     return figure
 
 
@@ -251,6 +204,7 @@ def _trade(rows: Sequence[CellRow]) -> Figure | None:
     figure = Figure(figsize=(4.6 * len(losses) + 1.4, 4.9), layout="constrained")
     axes = figure.subplots(1, len(losses), sharey=True, sharex=True, squeeze=False)[0]
     floor = noise_floor(rows)[rows[0].task]
+    several = len(block_sizes(drawn)) > 1
     band, margins = 100 * floor.accuracy, sorted({row.equivalence_margin for row in drawn})
     for ax, name in zip(axes, losses, strict=True):
         ax.axhspan(-band, band, color="#000000", alpha=0.12, lw=0)
@@ -259,12 +213,15 @@ def _trade(rows: Sequence[CellRow]) -> Figure | None:
             ax.axhline(side, color="black", lw=0.7, ls="--")
         ax.axvline(1, color="black", lw=0.8, ls=":")
         for policy, (colour, marker) in looks.items():
-            for point in _points(r for r in drawn if r.policy == policy and r.losses == name):
+            for point in points_of(r for r in drawn if r.policy == policy and r.losses == name):
                 delta = point.delta[None] * 100
-                gain = _mean(compare.speed_up(r, policy=policy, scheduler=r.scheduler) for r in point.rows)
+                gain = mean_of(compare.speed_up(r, policy=policy, scheduler=r.scheduler) for r in point.rows)
                 face = colour if point.row.scheduler == "fifo" else "white"
                 x, y = [gain], delta[:, 0]
-                ax.errorbar(x, y, _errors(delta), color=colour, marker=marker, mfc=face, capsize=2, ls="")
+                ax.errorbar(x, y, errors_of(delta), color=colour, marker=marker, mfc=face, capsize=2, ls="")
+                if several:
+                    place = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 7}
+                    ax.annotate(f"M={point.row.batches_per_block}", (gain, delta[0, 0]), **place)
         ax.set(title=f"losses: {name}", xlabel="speed relative to waiting")
     axes[0].set_ylabel("difference in accuracy, points (95%)")
     handles = [_handle(name, *look, "") for name, look in looks.items()]
@@ -284,6 +241,12 @@ _PLOTS: tuple[tuple[str, Callable[[Sequence[CellRow]], Figure | None], str], ...
         _over_memory,
         "accuracy, throughput and hit rate over device memory, in order of arrival. Lossless points are moved a little "
         "sideways where they coincide; the star and the dotted line are the all-resident run.",
+    ),
+    (
+        "blocks",
+        draw_blocks,
+        "throughput over device memory, and against the time to the first token, by batches per block (M), in order of "
+        "arrival, waiting for misses. The star and the dotted line are the all-resident run, batch by batch.",
     ),
     ("schedulers", _by_scheduler, "distinct experts per batch and throughput by token scheduler, waiting for misses."),
     (

@@ -17,10 +17,11 @@ from expertflow_jax.harness.rows import CellRow
 from expertflow_jax.harness.workdir import ENVIRONMENT, read_json, version_changes
 from expertflow_jax.studies.accuracy.evaluators import evaluator_blocks
 from expertflow_jax.studies.accuracy.findings import answer, findings
-from expertflow_jax.studies.accuracy.groups import group_blocks, read_groups
+from expertflow_jax.studies.accuracy.group_report import group_blocks
+from expertflow_jax.studies.accuracy.groups import read_groups
 from expertflow_jax.studies.accuracy.plots import draw_plots
 from expertflow_jax.studies.accuracy.result_files import read_rows
-from expertflow_jax.studies.accuracy.tables import MISSING, in_order, main_columns, render_table
+from expertflow_jax.studies.accuracy.tables import MISSING, block_sizes, in_order, main_columns, render_table
 from expertflow_jax.studies.accuracy.wording import count
 
 __all__ = ["render_table", "write_report"]
@@ -63,6 +64,7 @@ def write_report(
             "Differences in accuracy, in percentage points, are paired with the all-resident run in order of arrival; "
             "so are changed answers. Bit-identical: every logit equals that of the all-resident run of the same "
             "batches. Stall share: the part of the time that compute waited for experts."
+            + (" M: batches per block." if len(block_sizes(rows)) > 1 else "")
         ),
         Paragraph(_adjustments(rows)),
     ]
@@ -107,11 +109,17 @@ def _opening(rows: Sequence[CellRow], command: str) -> list[Block]:
             f"{len(rows)} cells of {sizes}. Policies {_names(row.policy for row in rows)}; schedulers "
             f"{_names(row.scheduler for row in rows)}; losses {_names(row.losses for row in rows)}; "
             f"cache fractions {', '.join(f'{fraction:g}' for fraction in fractions)} (slots / experts); batches of "
-            f"{', '.join(str(size) for size in sorted({row.batch_size for row in rows}))}; "
+            f"{', '.join(str(size) for size in sorted({row.batch_size for row in rows}))}"
+            f"{_blocks(rows)}; "
             f"seeds {', '.join(map(str, seeds))}. Device {_names(row.device for row in rows)}. Link {links}. Times are "
             f"{times}."
         ),
     ]
+
+
+def _blocks(rows: Sequence[CellRow]) -> str:
+    sizes = block_sizes(rows)
+    return "" if sizes == [1] else f", in blocks of {', '.join(map(str, sizes))} (M)"
 
 
 def _without_answers(rows: Sequence[CellRow]) -> list[Block]:
@@ -158,7 +166,7 @@ def _adjustments(rows: Sequence[CellRow]) -> str:
 def _keys(rows: Sequence[CellRow]) -> tuple[dict[str, Any], list[str]]:
     """Keys that have one value in all cells, and those that vary and that no main column shows."""
     columns = {"cell_id", "task", "policy", "scheduler", "miss_policy", "cache_fraction", "hit_rate", "accuracy"}
-    columns |= {"predictions_sha256", "arrays_sha256"}
+    columns |= {"predictions_sha256", "arrays_sha256", *(["batches_per_block"] if len(block_sizes(rows)) > 1 else [])}
     columns |= {"accuracy_ci_low", "accuracy_ci_high", "accuracy_delta", "flips", "bit_identical", "tokens_per_second"}
     values = {f.name: {getattr(row, f.name) for row in rows} for f in dataclasses.fields(CellRow)}
     constant = {key: next(iter(same)) for key, same in values.items() if len(same) == 1 and key not in columns}

@@ -1,11 +1,12 @@
 """A study's rows as tables, and the ratios that the tables, the plots and the words share.
 
-A *speed-up* compares tokens per second with another cell of the same task, seed and cache size. Cells are compared at
-the same number of slots or, if their size was given in bytes, at the same memory budget.
+A *speed-up* compares tokens per second with another cell of the same task, seed, cache size and batches per block (M).
+Cells are compared at the same number of slots or, if their size was given in bytes, at the same memory budget.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from rich.table import Table
 
@@ -16,13 +17,16 @@ MISSING = "-"
 
 
 def in_order(rows: Iterable[CellRow]) -> list[CellRow]:
-    """Rows by task, seed, policy, scheduler, miss policy and size."""
+    """Rows by task, seed, policy, scheduler, losses, batches per block and size."""
     cells = list(rows)
     names = ordered(name for row in cells for name in (row.policy, row.scheduler, row.losses))
     place = {name: i for i, name in enumerate(names)}
     return sorted(
         cells,
-        key=lambda r: (r.task, r.seed, place[r.policy], place[r.scheduler], place[r.losses], r.slots, r.cell_id),
+        key=lambda r: (
+            *(r.task, r.seed, place[r.policy], place[r.scheduler], place[r.losses]),
+            *(r.batches_per_block, r.slots, r.cell_id),
+        ),
     )
 
 
@@ -34,20 +38,30 @@ class Comparisons:
         self._by_budget: dict[tuple, CellRow] = {}
         self._resident: dict[tuple, CellRow] = {}
         for row in rows:
-            key = (row.task, row.seed, row.policy, row.scheduler, row.losses)
+            key = (row.task, row.seed, row.policy, row.scheduler, row.losses, row.batches_per_block)
             self._by_slots[*key, row.slots] = row
             self._by_budget[*key, row.memory_budget_bytes] = row
             if row.policy == "resident" and row.lossless:
-                self._resident[row.task, row.seed, row.scheduler] = row
+                key = (row.task, row.seed, row.scheduler)
+                self._resident[key] = min(row, self._resident.get(key, row), key=lambda r: r.batches_per_block)
 
-    def same_size(self, row: CellRow, *, policy: str, scheduler: str = "fifo", losses: str = "wait") -> CellRow | None:
-        """The cell of the same task, seed and size with these names (`CellRow.losses`); `resident` has but one size."""
+    def same_size(
+        self,
+        row: CellRow,
+        *,
+        policy: str,
+        scheduler: str = "fifo",
+        losses: str = "wait",
+        batches_per_block: int | None = None,
+    ) -> CellRow | None:
+        """The cell of the same task, seed and size with these names (`CellRow.losses`), and of the row's own batches
+        per block by default. `resident` has but one size, and is taken batch by batch."""
         if policy == "resident":
             return self._resident.get((row.task, row.seed, scheduler))
-        key = (row.task, row.seed, policy, scheduler, losses)
+        key = (row.task, row.seed, policy, scheduler, losses, batches_per_block or row.batches_per_block)
         return self._by_slots.get((*key, row.slots)) or self._by_budget.get((*key, row.memory_budget_bytes))
 
-    def speed_up(self, row: CellRow, **other: str) -> float | None:
+    def speed_up(self, row: CellRow, **other: Any) -> float | None:
         """Tokens per second of `row` over those of `same_size(row, **other)`, if there is such a cell."""
         partner = self.same_size(row, **other)
         return row.tokens_per_second / partner.tokens_per_second if partner and partner.tokens_per_second else None
@@ -107,14 +121,30 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.1f}" if difference else "0.0"
 
 
+def block_sizes(rows: Iterable[CellRow]) -> list[int]:
+    """The numbers of batches per block among the rows, ascending."""
+    return sorted({row.batches_per_block for row in rows})
+
+
+def of_least_blocks(rows: Sequence[CellRow]) -> list[CellRow]:
+    """Cells of the fewest batches per block, all-resident ones (whose reference is always batch by batch) apart."""
+    least = {
+        whole: min(block_sizes(row for row in rows if (row.policy == "resident") == whole), default=1)
+        for whole in (True, False)
+    }
+    return [row for row in rows if row.batches_per_block == least[row.policy == "resident"]]
+
+
 def main_columns(rows: Sequence[CellRow]) -> list[Column]:
-    """The columns in which every table of these rows shows them."""
+    """The columns in which every table of these rows shows them; "M" only where cells differ in it."""
     compare = Comparisons(rows)
+    blocks = [_number("M", "M", lambda row: row.batches_per_block, "{:d}")] if len(block_sizes(rows)) > 1 else []
     return [
         _name("task", "task", "task"),
         _name("policy", "policy", "policy"),
         _name("scheduler", "sched.", "scheduler"),
         _name("losses", "losses", "losses"),
+        *blocks,
         _number("cache fraction", "cache", lambda row: row.cache_fraction, "{:.3g}"),
         _number("hit rate", "hits", lambda row: row.hit_rate, "{:.3f}"),
         Column(

@@ -9,7 +9,13 @@ LISTED = 12  # cells that a list names before it says how many more there are
 
 def name(row: CellRow) -> str:
     """A cell in a sentence."""
-    return f"{row.task}, `{row.policy}` / `{row.scheduler}` / `{row.losses}` at {row.cache_fraction:.3g}"
+    cell = f"{row.task}, `{row.policy}` / `{row.scheduler}` / `{row.losses}` at {row.cache_fraction:.3g}"
+    return cell + in_blocks(row.batches_per_block)
+
+
+def in_blocks(batches_per_block: int) -> str:
+    """Of single batches nothing, else " in blocks of 8 batches"."""
+    return f" in blocks of {batches_per_block} batches" if batches_per_block > 1 else ""
 
 
 def names(rows: Sequence[CellRow]) -> str:

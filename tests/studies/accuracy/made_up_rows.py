@@ -83,6 +83,7 @@ def row(**changes: Any) -> CellRow:
         "corrections": 0,
         "hit_rate": 1.0,
         "experts_per_batch": 31.0,
+        "first_token_seconds": 0.05,
         "perplexity": None,
         "link": "emulated(0.25,2)",
         "clock": "virtual",
