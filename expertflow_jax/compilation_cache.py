@@ -10,6 +10,8 @@ import platform
 import tempfile
 from pathlib import Path
 
+from expertflow_jax import autotuning, gpu_caps
+
 VARIABLE = "EXPERTFLOW_COMPILATION_CACHE"
 _JAX_VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
 
@@ -21,6 +23,20 @@ def default_folder() -> Path:
 
 
 def enable(folder: str | os.PathLike[str] | None = None) -> Path | None:
+    """Turns the cache on, and keeps XLA's choices for a GPU beside it (`autotuning`).
+
+    Args and result as `_enable`.
+    """
+    import jax  # takes seconds, and `--help` needs none of it
+
+    place = _enable(folder)
+    used = jax.config.jax_compilation_cache_dir
+    if used and "://" not in used and gpu_caps.awaits_gpu(os.environ) and not gpu_caps.backend_runs():
+        autotuning.keep(Path(used))
+    return place
+
+
+def _enable(folder: str | os.PathLike[str] | None = None) -> Path | None:
     """Turns the cache on and returns its folder; None where it stays as it is.
 
     It stays as it is where the user has set JAX's own cache, by its variables or by `jax.config`, and where the folder
@@ -30,7 +46,7 @@ def enable(folder: str | os.PathLike[str] | None = None) -> Path | None:
       folder: where programs go, "off" for nowhere; None: the variable EXPERTFLOW_COMPILATION_CACHE, else
         `default_folder()`. Each kind of processor has a folder of its own inside.
     """
-    import jax  # takes seconds, and `--help` needs none of it
+    import jax
     from jax.experimental.compilation_cache import compilation_cache
 
     if jax.config.jax_compilation_cache_dir is not None or any(name in os.environ for name in _JAX_VARIABLES):

@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+from expertflow_jax import autotuning
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "scikit-learn", "tokenizers")
 
 
@@ -18,7 +20,8 @@ def describe_environment(seed: int | None = None) -> dict[str, Any]:
     Args:
       seed: of the run, if it has one.
     """
-    devices = jax.devices()
+    devices, flags = jax.devices(), os.environ.get("XLA_FLAGS", "")
+    choices = autotuning.describe(flags)
     return {
         "packages": {name: _version(name) for name in ("expertflow-jax", *PACKAGES)},
         "python": platform.python_version(),
@@ -29,9 +32,10 @@ def describe_environment(seed: int | None = None) -> dict[str, Any]:
         "backend": jax.default_backend(),
         "devices": sorted({device.device_kind for device in devices}),
         "device_count": len(devices),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "xla_flags": autotuning.other_flags(flags),
         "commit": _commit(),
         "seed": seed,
+        **({} if choices is None else {"autotuning": choices}),
     }
 
 

@@ -21,7 +21,16 @@ from expertflow_jax.files import PARTIAL, make_folder, read_whole, without_waiti
 from expertflow_jax.harness.row_file import Parse, RowFile, parse_mapping
 
 CONFIG, ENVIRONMENT, INPUTS = "config.json", "environment.json", "inputs.json"
-_VERSIONS = ("commit", "packages.expertflow-jax", "packages.jax", "packages.jaxlib")  # of what computes the results
+# Of what computes the results. Autotuning's digest is none of them: the file grows with what is compiled.
+_VERSIONS = (
+    "commit",
+    "packages.expertflow-jax",
+    "packages.jax",
+    "packages.jaxlib",
+    "devices",
+    "autotuning",
+    "autotuning.file",
+)
 _RESULTS = ("results.jsonl", "metrics.jsonl", "checkpoints")  # of something, so never without a config
 _ROWS = ("results.jsonl", "sections.jsonl", "ablations.jsonl", "metrics.jsonl")
 _OTHERS = ("data", "checkpoints")  # folders whose makers clear them themselves
@@ -133,7 +142,9 @@ class Workdir:
                 return
             environment = {**first, _LATER: [*resumed, changed]}
             if versions := version_changes(environment):
-                print(f"warning: {self.path} was begun under another version: {versions[-1]}", file=sys.stderr)
+                print(
+                    f"warning: {self.path} was begun under another version or device: {versions[-1]}", file=sys.stderr
+                )
         write_json(path, environment)
 
 

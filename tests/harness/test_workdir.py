@@ -170,7 +170,26 @@ def test_rows_without_their_inputs_are_refused(tmp_path):
         claim_inputs(place, {})
 
 
-def test_another_version_is_warned_of(tmp_path, capsys):
-    for commit in ("a", "b"):
-        Workdir(tmp_path, {}, {"commit": commit, "processors": commit}).close()
-    assert capsys.readouterr().err == f"warning: {tmp_path} was begun under another version: commit: 'a', now 'b'\n"
+@pytest.mark.parametrize(
+    ("first", "second", "line"),
+    [
+        ({"commit": "a", "processors": 1}, {"commit": "b", "processors": 2}, "commit: 'a', now 'b'"),
+        ({"devices": ["H100"]}, {"devices": ["A100"]}, "devices: ['H100'], now ['A100']"),
+        (
+            {"autotuning": {"file": "a", "digest": "1"}},
+            {"autotuning": {"file": "b", "digest": "2"}},
+            "autotuning.file: 'a', now 'b'",
+        ),
+    ],
+)
+def test_another_version_device_or_choice_of_tiles_is_warned_of(tmp_path, capsys, first, second, line):
+    for environment in (first, second):
+        Workdir(tmp_path, {}, environment).close()
+    expected = f"warning: {tmp_path} was begun under another version or device: {line}\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_choices_that_were_added_to_are_no_others(tmp_path, capsys):
+    for digest in ("1", "2"):
+        Workdir(tmp_path, {}, {"autotuning": {"file": "a", "digest": digest}}).close()
+    assert capsys.readouterr().err == ""

@@ -142,7 +142,7 @@ def _list(names: Iterable[str]) -> str:
 def _versions(folder: Path) -> list[Block]:
     """What a reader must know if the rows were not all measured by one version."""
     lines = version_changes(read_json(folder / ENVIRONMENT))
-    return [Paragraph(f"Not all rows were measured by one version: {line}.") for line in lines]
+    return [Paragraph(f"Not all rows were measured by one version and device: {line}.") for line in lines]
 
 
 def _names(names: Iterable[str]) -> str:
