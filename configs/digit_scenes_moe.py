@@ -12,6 +12,8 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     """Returns the config of the committed checkpoint."""
     config = ml_collections.ConfigDict()
+    config.benchmark = "digit_scenes"  # what is learnt; see training/course.py
+    config.start = ""  # model whose parameters, experts included, training begins with; empty: see warm_start
     config.seed = 0  # initial weights and data stream
     config.warm_start = ""  # model whose dense parameters training begins with; empty: all are new
 

@@ -14,12 +14,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = "digit_scenes_moe"  # a committed model's name, a checkpoint directory, or a hub id
     config.seed = 0  # initial weights, order of sequences, choice of examples
 
-    config.data_dir = ""  # official files; empty: digit scenes, written to WORKDIR/data
+    config.data_dir = ""  # official files; empty: the benchmark below, written to WORKDIR/data
+    config.benchmark = "digit_scenes"  # or "easy_vqa" (pip install easy-vqa)
     # Questions. Another seed than the studies have, so that no study meets a prompt that was seen here.
     config.digit_scenes = ml_collections.ConfigDict({"train": 12_000, "val": 3_000, "seed": 1})
     config.image_first = False  # whether prompts show the image before the question
 
-    # Sequences of each trace set by task. Calibration and held-out traces are of the val split: unseen scans.
+    # The split that each trace set is drawn from, and its sequences by task; sets of one split share no question.
+    # Calibration and held-out traces are of the val split: unseen scans.
+    config.splits = ml_collections.ConfigDict({"train": "train", "calibration": "val", "held_out": "val"})
     config.sequences = ml_collections.ConfigDict()
     config.sequences.train = ml_collections.ConfigDict({"vqa_v2": 12_000, "mmbench": 4_000})
     config.sequences.calibration = ml_collections.ConfigDict({"vqa_v2": 1_000, "mmbench": 400})

@@ -12,7 +12,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = "digit_scenes_moe"  # a committed model's name, a checkpoint directory, or a hub id
     config.seed = 0  # initial weights and choice of tokens
     config.task = "vqa_v2"
-    config.data_dir = ""  # official files; empty: digit scenes, written to WORKDIR/data
+    config.data_dir = ""  # official files; empty: the benchmark below, written to WORKDIR/data
+    config.benchmark = "digit_scenes"  # or "easy_vqa" (pip install easy-vqa)
     config.digit_scenes = ml_collections.ConfigDict({"train": 1_200, "val": 8, "seed": 1})  # not the studies' seed
     config.sequences = 1_200  # questions of the train split whose routing is recorded
     config.new_tokens = 2  # of each answer

@@ -65,7 +65,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.disk = "emulated(0.06,100)"  # GB/s, microseconds: from files to host memory, a fifth of the link
 
     config.tasks = ("vqa_v2", "mmbench")
-    config.data_dir = ""  # official files; empty: the digit scenes, written to WORKDIR/data
+    config.data_dir = ""  # official files; empty: the benchmark below, written to WORKDIR/data
+    config.benchmark = "digit_scenes"  # or "easy_vqa" (pip install easy-vqa)
     config.digit_scenes = ml_collections.ConfigDict({"train": 4_000, "val": 2_000, "seed": 0})  # questions
     config.image_first = False  # whether prompts show the image before the question
     # How questions are asked: "" as here; "lmms-eval" or "vlmevalkit": prompt, image place and length of answers as

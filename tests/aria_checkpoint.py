@@ -9,21 +9,22 @@ from random_module import random_module
 from expertflow_jax.checkpoints import save_hf
 from expertflow_jax.models.aria import Aria
 from expertflow_jax.models.aria_config import AriaConfig
-from expertflow_jax.tasks.digit_scenes import processor_files
+from expertflow_jax.tasks import word_processor
+from expertflow_jax.tasks.digit_scenes.processor_files import PROCESSOR
 
 PATCH, IMAGE_SIZE, IMAGE_TOKENS = 70, 490, 4
 
 
 def write_aria(directory: Path, seed: int = 0) -> AriaConfig:
     """Writes weights, config and processor; returns the config."""
-    processor_files.write_processor(directory)
-    tokenizer = processor_files.build_tokenizer()
+    PROCESSOR.write(directory)
+    tokenizer = PROCESSOR.build_tokenizer()
     config = AriaConfig.from_hf(
         {
             "model_type": "aria",
             "text_config": {
                 "model_type": "aria_text",
-                "vocab_size": processor_files.vocab_size(),
+                "vocab_size": PROCESSOR.vocab_size(),
                 "hidden_size": 32,
                 "intermediate_size": 16,
                 "num_hidden_layers": 3,
@@ -43,7 +44,7 @@ def write_aria(directory: Path, seed: int = 0) -> AriaConfig:
                 "patch_size": PATCH,
             },
             "projector_patch_to_query_dict": {"49": IMAGE_TOKENS, "196": 8},
-            "image_token_index": tokenizer.token_to_id(processor_files.IMAGE_PAD),
+            "image_token_index": tokenizer.token_to_id(word_processor.IMAGE_PAD),
         }
     )
     save_hf(directory, config, random_module(Aria, config, seed=seed), np.float32)

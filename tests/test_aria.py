@@ -20,8 +20,9 @@ from eval import generate
 from expertflow_jax import OffloadedModel, cli
 from expertflow_jax.checkpoints import load_model, save_hf
 from expertflow_jax.errors import InputError
-from expertflow_jax.tasks.digit_scenes import processor_files
+from expertflow_jax.tasks import word_processor
 from expertflow_jax.tasks.digit_scenes.items import make_items
+from expertflow_jax.tasks.digit_scenes.processor_files import PROCESSOR
 
 GOLDEN = Path(__file__).parent / "goldens" / "models" / "aria"
 SIZES = {"max_batch_size": 4, "max_tokens": 64, "max_image_tokens": 16}
@@ -232,4 +233,4 @@ def test_a_processor_that_counts_other_tokens_than_the_model(directory, tmp_path
 
 def test_the_image_token_is_the_tokenizers(directory):
     config = json.loads((directory / "config.json").read_text())
-    assert processor_files.build_tokenizer().id_to_token(config["image_token_index"]) == processor_files.IMAGE_PAD
+    assert PROCESSOR.build_tokenizer().id_to_token(config["image_token_index"]) == word_processor.IMAGE_PAD

@@ -22,7 +22,7 @@ from expertflow_jax.checkpoints.load import read_config
 from expertflow_jax.errors import InputError
 from expertflow_jax.predictor.recording import Recorder
 from expertflow_jax.processing.batching import Prompt
-from expertflow_jax.tasks.digit_scenes import processor_files
+from expertflow_jax.tasks.digit_scenes.processor_files import PROCESSOR
 
 GOLDENS = Path(__file__).parent / "goldens" / "models"
 FAMILY = {"mixtral_window": "mixtral", "olmoe_clip": "olmoe", "qwen2_moe_window": "qwen2_moe"}
@@ -199,9 +199,9 @@ def test_text_in_text_out_without_a_template(tmp_path, case):
     """A base model with a tokenizer continues the text as it stands, or answers it, and takes no images."""
     values = json.loads((GOLDENS / case / "config.json").read_text())
     family = FAMILIES[FAMILY[case]]
-    config = family.config.from_hf(values | {"vocab_size": processor_files.vocab_size()})
+    config = family.config.from_hf(values | {"vocab_size": PROCESSOR.vocab_size()})
     save_hf(tmp_path, config, random_module(family.module, config), np.float32)
-    tokenizer = processor_files.build_tokenizer()
+    tokenizer = PROCESSOR.build_tokenizer()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     text = "Read the top row."
     ids = tokenizer.encode(text).ids

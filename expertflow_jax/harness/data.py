@@ -14,8 +14,8 @@ from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.predictor import Predictor
 from expertflow_jax.processing.batching import Prompt, for_stacks, pad_prompts
 from expertflow_jax.tasks.base import Example, Task
-from expertflow_jax.tasks.digit_scenes.files import write_benchmark
 from expertflow_jax.tasks.encoding import encode_task
+from expertflow_jax.tasks.provided import data_folder
 from expertflow_jax.tasks.registry import make_task
 
 ASKING = ("image_first", "harness", "max_new_tokens", "evaluator", "sample_seed")  # config keys that tasks take
@@ -36,17 +36,13 @@ class TaskData:
 
 
 def open_task(config: ml_collections.ConfigDict, name: str, workdir: Path) -> Task:
-    """The task on the official files of `config.data_dir`, or on digit scenes written to WORKDIR/data.
+    """The task on the official files of `config.data_dir`, or on the config's benchmark, written to WORKDIR/data.
 
     Raises:
       InputError: no such task or split, or files that are missing or malformed.
     """
-    data_dir = Path(config.data_dir) if config.data_dir else workdir / "data"
-    if not config.data_dir:
-        sizes = config.digit_scenes
-        write_benchmark(data_dir, train=sizes.train, val=sizes.val, seed=sizes.seed)
     options = {key: config[key] for key in ASKING}
-    return make_task(name, data_dir, config.split, prepared_dir=workdir / "tfds", **options)
+    return make_task(name, data_folder(config, workdir), config.split, prepared_dir=workdir / "tfds", **options)
 
 
 def read(task: Task, limit: int) -> list[Example]:

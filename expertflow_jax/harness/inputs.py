@@ -16,6 +16,7 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.harness.environment import describe_environment
 from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.locate import locate
+from expertflow_jax.tasks import provided
 from expertflow_jax.tasks.builders.digests import Digests
 
 MEMORY = "digests.json"
@@ -29,8 +30,11 @@ def model_files(name: str, key: str = "model") -> dict[str, Path]:
 
 
 def task_files(config: ml_collections.ConfigDict, paths: Iterable[Path]) -> dict[str, Path]:
-    """Files and folders of `config.data_dir` by how to name them to the user; none of the benchmark that is made up."""
-    return {f"data_dir file {path}": path for path in paths} if config.data_dir else {}
+    """Files and folders of `config.data_dir` by how to name them to the user; without one, what the config's
+    benchmark is written from."""
+    if config.data_dir:
+        return {f"data_dir file {path}": path for path in paths}
+    return provided.sources(config.benchmark)
 
 
 @contextlib.contextmanager

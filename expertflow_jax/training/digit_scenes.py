@@ -1,58 +1,63 @@
-"""What `train.moe` needs to train on digit scenes: the model config of a training config, and the forward pass."""
+"""The course of digit scenes: fresh scenes without end, and both benchmark forms at the end."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
 
 import ml_collections
 
-from expertflow_jax.models.causal_lm import ForwardOutput
-from expertflow_jax.models.decoder_config import DecoderConfig
-from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe, Qwen3VLMoeConfig, VisionConfig, same_size_positions
-from expertflow_jax.tasks.digit_scenes import processor_files as files
-from expertflow_jax.tasks.digit_scenes.stream import PATCHES_PER_SIDE
+from expertflow_jax.models.qwen3_vl_config import Qwen3VLMoeConfig
+from expertflow_jax.tasks.answered import Batch
+from expertflow_jax.tasks.digit_scenes.baselines import blind_accuracies
+from expertflow_jax.tasks.digit_scenes.files import write_benchmark
+from expertflow_jax.tasks.digit_scenes.processor_files import PROCESSOR
+from expertflow_jax.tasks.digit_scenes.scenes import scans_file
+from expertflow_jax.tasks.digit_scenes.stream import PATCHES_PER_SIDE, TrainStream, held_out_batches
+from expertflow_jax.training.evaluation import official_accuracies
 
 
-def model_config(config: ml_collections.ConfigDict) -> Qwen3VLMoeConfig:
-    """The architecture that `config.text` and `config.vision` name, with the benchmark's tokens and patches."""
-    token = files.build_tokenizer().get_vocab()
-    text = DecoderConfig(vocab_size=files.vocab_size(), qk_norm="head", **_plain(config.text))
-    vision = VisionConfig(
-        out_hidden_size=config.text.hidden_size,
-        patch_size=files.PATCH,
-        temporal_patch_size=1,
-        spatial_merge_size=files.MERGE,
-        num_position_embeddings=PATCHES_PER_SIDE**2,
-        **_plain(config.vision),
-    )
-    made = Qwen3VLMoeConfig(
-        text,
-        vision,
-        image_token_id=token[files.IMAGE_PAD],
-        video_token_id=token[files.VIDEO_PAD],
-        vision_start_token_id=token[files.VISION_START],
-        vision_end_token_id=token[files.VISION_END],
-    )
-    made.validate()
-    return made
+class DigitScenes:
+    """See `course.Course`."""
 
+    processor = PROCESSOR
+    patches_per_side = positions_per_side = PATCHES_PER_SIDE
+    title = "A small MoE vision-language model for digit scenes"
+    about = """trained from scratch on scenes of handwritten digit scans (scikit-learn's
+`load_digits`; UCI optical recognition of handwritten digits, CC BY 4.0). It answers the questions of
+`expertflow_jax.tasks.digit_scenes` and nothing else."""
 
-def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, (list, tuple)) else value for key, value in config.items()}
-
-
-def make_forward(model: Qwen3VLMoeConfig) -> Callable[[Qwen3VLMoe, dict[str, Any]], ForwardOutput]:
-    """The whole model on one of `stream.encode`'s batches."""
-    where = same_size_positions(model, PATCHES_PER_SIDE, PATCHES_PER_SIDE)
-
-    def forward(module: Qwen3VLMoe, batch: dict[str, Any]) -> ForwardOutput:
-        image_embeds, deepstack = module.vision_stage(batch["pixel_values"], where)
-        return module.forward(
-            batch["input_ids"],
-            batch["positions"],
-            batch["lengths"],
-            image_embeds,
-            deepstack,
-            batch["image_index"],
+    def __init__(self, config: ml_collections.ConfigDict, model: Qwen3VLMoeConfig, data_dir: Path):
+        self._config, self._model, self._data_dir = config, model, data_dir
+        second = config.second_stage
+        self._stream = TrainStream(
+            model,
+            config.seed,
+            config.batch_size,
+            mmbench_every=config.mmbench_every,
+            dense_share=config.dense_share,
+            dense_steps=config.dense_steps,
+            second_stage=second.step,
+            matching_share=second.matching_share,
+            hard_share=second.hard_share,
+            second_mmbench_every=second.mmbench_every,
         )
+        official = config.official
+        self.measured = f"""Official accuracies of greedy answers on the val split ({official.val:,} questions over
+scans that training never saw), beside the best guess from the question alone (which has seen {official.train:,}
+training questions) and always the same letter. MMBench is circular: every rotation of the options must be answered
+right."""
 
-    return forward
+    def inputs(self) -> Mapping[str, Path]:
+        return {"scikit-learn's handwritten digits": scans_file()}
+
+    def batch(self, step: int) -> Batch:
+        return self._stream.batch(step)
+
+    def held_out(self) -> list[tuple[str, Batch]]:
+        config = self._config
+        return held_out_batches(self._model, config.eval_examples, config.batch_size, config.seed)
+
+    def accuracies(self, export: Path) -> dict[str, float]:
+        config = self._config
+        write_benchmark(self._data_dir, **config.official, seed=config.seed)
+        answered = official_accuracies(export, self._data_dir, ("vqa_v2", "mmbench"), config.batch_size)
+        return answered | blind_accuracies(self._data_dir)

@@ -1,36 +1,29 @@
-"""What a trained model answers on the held-out benchmark files, by the official scorers, beside blind guessing."""
+"""What a trained model answers on a benchmark's held-out files, by the official scorers."""
 
+from collections.abc import Sequence
 from itertools import batched
 from pathlib import Path
 
 from expertflow_jax.api import OffloadedModel
-from expertflow_jax.tasks.digit_scenes.baselines import blind_accuracies
-from expertflow_jax.tasks.digit_scenes.files import write_benchmark
 from expertflow_jax.tasks.registry import make_task
 
-TASKS = ("vqa_v2", "mmbench")
 
-
-def official_accuracies(
-    export: Path, data_dir: Path, *, train: int, val: int, seed: int, batch_size: int
-) -> dict[str, float]:
-    """Writes the benchmark and answers its val split greedily with the exported checkpoint, all experts resident.
+def official_accuracies(export: Path, data_dir: Path, tasks: Sequence[str], batch_size: int) -> dict[str, float]:
+    """Answers the tasks' val splits greedily with an exported checkpoint, all experts resident.
 
     Args:
       export: checkpoint directory.
-      data_dir: gets the benchmark files.
-      train, val, seed: questions per split and seed of the benchmark; blind guessers learn from the train split.
+      data_dir: holds the benchmark files.
       batch_size: sequences answered at once.
 
     Returns:
-      "vqa_v2" and "mmbench" (circular) accuracy in [0, 1], and those of `blind_accuracies`.
+      Each task's accuracy in [0, 1].
     """
-    write_benchmark(data_dir, train=train, val=val, seed=seed)
     accuracies = {}
     with OffloadedModel.from_pretrained(
         str(export), policy="resident", dtype="float32", max_batch_size=batch_size, max_tokens=128
     ) as model:
-        for name in TASKS:
+        for name in tasks:
             task = make_task(name, data_dir, "val")
             examples = task.examples()
             predictions: list[str] = []
@@ -42,4 +35,4 @@ def official_accuracies(
                 )
                 predictions += [answer.text for answer in answers]
             accuracies[name] = task.aggregate(examples, predictions)["accuracy"]
-    return accuracies | blind_accuracies(data_dir)
+    return accuracies

@@ -19,7 +19,6 @@ from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe, Qwen3VLMoeConfig
 from expertflow_jax.training import losses
 from expertflow_jax.training.loop import State, adamw, run_steps
-from expertflow_jax.training.warm_start import with_dense_parameters
 
 Batch = dict[str, np.ndarray]
 
@@ -96,6 +95,7 @@ def train(
     batch_at: Callable[[int], Batch],
     held_out: Callable[[], list[tuple[str, Batch]]],
     forward: Callable[[Qwen3VLMoe, Batch], Any],
+    start: Callable[[Qwen3VLMoe], nnx.State] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> tuple[Qwen3VLMoe, dict[str, float]]:
     """Trains to `config.steps`, from the newest checkpoint in `workdir` if there is one.
@@ -107,6 +107,7 @@ def train(
       batch_at: step -> batch; a pure function of the step.
       held_out: gives (group name, batch) pairs to measure exact match on.
       forward: (module, batch) -> ForwardOutput.
+      start: makes the first parameters of a fresh module; None: they are its own.
       on_step: called with the number of each finished step.
 
     Returns:
@@ -117,8 +118,8 @@ def train(
     """
     module = Qwen3VLMoe(model_config, rngs=nnx.Rngs(config.seed))
     graphdef, params = nnx.split(module)
-    if config.warm_start:
-        params = with_dense_parameters(params, config.warm_start)
+    if start is not None:
+        params = start(module)
     optimizer = make_optimizer(config)
     state: State = {
         "params": params,

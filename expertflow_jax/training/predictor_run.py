@@ -5,6 +5,7 @@ Axes: D model width, L MoE layers, E experts, K top-k.
 
 import functools
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ from expertflow_jax.processing import Processor, end_token_ids
 from expertflow_jax.routing.fingerprint import fingerprint_of
 from expertflow_jax.routing.trace_set import TraceSet
 from expertflow_jax.tasks.base import Example, Task, optional
-from expertflow_jax.tasks.digit_scenes.files import write_benchmark
 from expertflow_jax.tasks.encoding import encode_task
+from expertflow_jax.tasks.provided import data_folder
 from expertflow_jax.tasks.registry import make_task
 from expertflow_jax.training.predictor import TrainingConfig, train_predictor
 
@@ -95,10 +96,11 @@ def record_all(config: ml_collections.ConfigDict, path: Path, workdir: Path) -> 
             "set": name,
             "model_fingerprint": fingerprint,
             "data_dir": config.data_dir,
-            "digit_scenes": None if config.data_dir else config.digit_scenes.to_dict(),
+            "benchmark": None if config.data_dir else _benchmark(config),
             "image_first": config.image_first,
             "sequences": counts[name] if name == UNUSUAL else config.sequences[name].to_dict(),
-            "skipped": config.sequences.calibration.to_dict() if name == HELD_OUT else {},
+            "split": config.splits.get(name, ""),
+            "skipped": _skipped(config, name),
             "seed": config.seed,
         }
         | ({"text_tokens": config.text_tokens} if name != UNUSUAL and "text" in config.sequences[name] else {})
@@ -119,10 +121,7 @@ def record_all(config: ml_collections.ConfigDict, path: Path, workdir: Path) -> 
         )
 
     if any(not is_recorded(folders[name], sources[name]) for name in sources):
-        data_dir = Path(config.data_dir) if config.data_dir else workdir / "data"
-        if not config.data_dir:
-            sizes = config.digit_scenes
-            write_benchmark(data_dir, train=sizes.train, val=sizes.val, seed=sizes.seed)
+        data_dir = data_folder(config, workdir)
         for name, source in sources.items():
             record(
                 recorder,
@@ -135,6 +134,12 @@ def record_all(config: ml_collections.ConfigDict, path: Path, workdir: Path) -> 
     return {name: TraceSet.load(folder) for name, folder in folders.items()}
 
 
+def _benchmark(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Name and sizes of what is written to WORKDIR/data."""
+    sizes = config.digit_scenes.to_dict() if config.benchmark == "digit_scenes" else {}
+    return {"name": config.benchmark, **sizes}
+
+
 def _examples(
     config: ml_collections.ConfigDict,
     data_dir: Path,
@@ -145,12 +150,22 @@ def _examples(
     options = {"image_first": config.image_first, "seed": config.seed}
     if name == UNUSUAL:
         return lambda: unusual_examples(config.sequences.out_of_distribution, **options)
-    split = "train" if name == TRAIN else "val"
-    skip = config.sequences.calibration.to_dict() if name == HELD_OUT else {}
+    split, skip = config.splits[name], _skipped(config, name)
     counts = config.sequences[name].to_dict()
     return lambda: benchmark_examples(
         data_dir, split, counts, skip=skip, prepare=cut, prepared_dir=prepared_dir, **options
     )
+
+
+def _skipped(config: ml_collections.ConfigDict, name: str) -> dict[str, int]:
+    """Task -> how many of a split's examples belong to the trace sets before this one."""
+    skipped: Counter[str] = Counter()
+    for earlier in (TRAIN, CALIBRATION, HELD_OUT):
+        if earlier == name or name not in config.splits:
+            break
+        if config.splits[earlier] == config.splits[name]:
+            skipped.update(config.sequences[earlier].to_dict())
+    return dict(skipped)
 
 
 def train_and_export(invocation: cli.Invocation) -> Path:
@@ -169,12 +184,12 @@ def _benchmark_files(config: ml_collections.ConfigDict) -> dict[str, Path]:
     for name in (TRAIN, CALIBRATION, HELD_OUT):
         for task, count in config.sequences[name].items():
             if count:
-                splits.setdefault(task, []).append("train" if name == TRAIN else "val")
+                splits.setdefault(task, []).append(config.splits[name])
     if not config.data_dir:
-        return {}
+        return task_files(config, ())
     paths: list[Path] = []
     for name, parts in splits.items():
-        for part in parts:
+        for part in dict.fromkeys(parts):
             task = make_task(name, config.data_dir, part)
             paths += optional(task, "inputs")()
             if folder := optional(task, "image_folder")():

@@ -30,7 +30,7 @@ from expertflow_jax.offload.variant import RESIDENT
 from expertflow_jax.predictor.pregates import PreGates, gate_logits, save_pregates
 from expertflow_jax.processing.batching import Prompt, pad_prompts
 from expertflow_jax.tasks.base import optional
-from expertflow_jax.tasks.digit_scenes.files import write_benchmark
+from expertflow_jax.tasks.provided import data_folder
 from expertflow_jax.tasks.registry import make_task
 from expertflow_jax.training.loop import adamw, run_steps
 
@@ -193,18 +193,13 @@ def train_and_export(invocation: cli.Invocation) -> Path:
 
 
 def _question_files(config: ml_collections.ConfigDict) -> dict[str, Path]:
-    """None of the benchmark that is made up."""
     if not config.data_dir:
-        return {}
+        return task_files(config, ())
     task = make_task(config.task, Path(config.data_dir), "train")
     folder = optional(task, "image_folder")()
     return task_files(config, [*optional(task, "inputs")(), *([folder] if folder else [])])
 
 
 def _prompts(config: ml_collections.ConfigDict, model: LoadedModel, workdir: Path) -> list[Prompt]:
-    data_dir = Path(config.data_dir) if config.data_dir else workdir / "data"
-    if not config.data_dir:
-        sizes = config.digit_scenes
-        write_benchmark(data_dir, train=sizes.train, val=sizes.val, seed=sizes.seed)
-    task = make_task(config.task, data_dir, "train", prepared_dir=workdir / "tfds")
+    task = make_task(config.task, data_folder(config, workdir), "train", prepared_dir=workdir / "tfds")
     return prepare(model, task, read(task, config.sequences), config.sequences, 0).prompts

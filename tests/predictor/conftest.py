@@ -12,8 +12,8 @@ from expertflow_jax import checkpoints
 from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe
 from expertflow_jax.routing.trace import RoutingTrace
 from expertflow_jax.routing.trace_set import TraceSet
-from expertflow_jax.tasks.digit_scenes import processor_files
-from expertflow_jax.training.digit_scenes import model_config
+from expertflow_jax.tasks.digit_scenes.processor_files import PROCESSOR
+from expertflow_jax.training.course import architecture
 
 LAYERS, EXPERTS, TOP_K, WIDTH = 3, 12, 2, 10
 
@@ -26,9 +26,9 @@ def write_model(folder: Path, seed: int = 0) -> Path:
         moe_intermediate_size=8, mrope_section=(2, 1, 1),
     )  # fmt: skip
     config.vision.update(depth=1, hidden_size=16, num_heads=2, intermediate_size=16)
-    model = model_config(config)
+    model = architecture(config)
     checkpoints.save_hf(folder, model, random_module(Qwen3VLMoe, model, seed=seed), jnp.dtype("float32"))
-    processor_files.write_processor(folder)
+    PROCESSOR.write(folder)
     return folder
 
 

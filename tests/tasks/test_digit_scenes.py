@@ -5,9 +5,10 @@ import collections
 import numpy as np
 import pytest
 
-from expertflow_jax.tasks.digit_scenes import processor_files as files
 from expertflow_jax.tasks.digit_scenes import questions, scenes
 from expertflow_jax.tasks.digit_scenes.items import make_items
+from expertflow_jax.tasks.digit_scenes.processor_files import PROCESSOR
+from expertflow_jax.tasks.word_processor import END, UNKNOWN
 
 SCENE = scenes.Scene(digits=(3, -1, 8, 1, 1, -1, 5, -1, 9), colors=(0, -1, 1, 0, 1, -1, 0, -1, 1))
 
@@ -83,9 +84,9 @@ def test_a_split_is_a_function_of_its_seed():
 
 
 def test_tokenizer_knows_every_word_and_reads_back_answers():
-    tokenizer = files.build_tokenizer()
-    unknown = tokenizer.token_to_id(files.UNKNOWN)
+    tokenizer = PROCESSOR.build_tokenizer()
+    unknown = tokenizer.token_to_id(UNKNOWN)
     for item in make_items("val", 400, seed=0):
         for text in (item.question, item.answer, *item.choices):
             assert unknown not in tokenizer.encode(text).ids, text
-        assert tokenizer.decode(tokenizer.encode(item.answer + files.END).ids) == item.answer
+        assert tokenizer.decode(tokenizer.encode(item.answer + END).ids) == item.answer

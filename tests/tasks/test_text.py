@@ -12,7 +12,7 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.locate import ASSETS
 from expertflow_jax.processing import Processor
 from expertflow_jax.tasks.base import Example, user_turn
-from expertflow_jax.tasks.digit_scenes import processor_files
+from expertflow_jax.tasks.digit_scenes.processor_files import PROCESSOR
 from expertflow_jax.tasks.encoding import encode_example, encode_task
 from expertflow_jax.tasks.registry import make_task
 
@@ -79,7 +79,7 @@ def test_conversations_that_are_none_are_named(tmp_path, messages):
 
 
 def test_a_model_without_a_template_continues_prompts_and_refuses_images(tmp_path):
-    processor_files.build_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    PROCESSOR.build_tokenizer().save(str(tmp_path / "tokenizer.json"))
     processor = Processor.from_directory(tmp_path)
     task = make_task("prompts", written(tmp_path, "prompts/val.jsonl", '{"prompt": "Read the top row."}'), "val")
     (example,) = task.examples()

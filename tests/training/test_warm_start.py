@@ -12,7 +12,7 @@ from expertflow_jax import checkpoints
 from expertflow_jax.errors import InputError
 from expertflow_jax.locate import locate
 from expertflow_jax.models.qwen3_vl_moe import Qwen3VLMoe
-from expertflow_jax.training.digit_scenes import model_config
+from expertflow_jax.training.course import architecture
 from expertflow_jax.training.warm_start import with_dense_parameters
 
 NEW = {"router", "experts", "shared_expert", "shared_expert_gate"}
@@ -24,7 +24,7 @@ def flat(state):
 
 @pytest.mark.parametrize("config", [digit_scenes_shared.get_config(), digit_scenes_wide.get_config()])
 def test_all_but_routers_and_experts_begin_as_in_the_trained_model(config):
-    module = Qwen3VLMoe(model_config(config), rngs=nnx.Rngs(config.seed))
+    module = Qwen3VLMoe(architecture(config), rngs=nnx.Rngs(config.seed))
     fresh = nnx.state(module)
     begun = flat(with_dense_parameters(fresh, config.warm_start))
     _, trained, _ = checkpoints.load_dense_and_experts(locate(config.warm_start), jnp.float32)
@@ -39,7 +39,7 @@ def test_a_model_of_other_widths_is_refused():
     config = digit_scenes_wide.get_config()
     config.text.head_dim = 16
     config.text.mrope_section = (4, 2, 2)
-    module = Qwen3VLMoe(model_config(config), rngs=nnx.Rngs(0))
+    module = Qwen3VLMoe(architecture(config), rngs=nnx.Rngs(0))
     with pytest.raises(InputError, match="name a model of the same widths"):
         with_dense_parameters(nnx.state(module), config.warm_start)
 
@@ -47,7 +47,7 @@ def test_a_model_of_other_widths_is_refused():
 def test_a_shared_expert_comes_back_from_the_export(tmp_path):
     config = digit_scenes_shared.get_config()
     config.text.num_hidden_layers = 1
-    model = model_config(config)
+    model = architecture(config)
     module = Qwen3VLMoe(model, rngs=nnx.Rngs(3))
     checkpoints.save_hf(tmp_path, model, module, jnp.float32)
     read = checkpoints.load_model(tmp_path)

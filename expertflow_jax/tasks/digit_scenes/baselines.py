@@ -1,31 +1,36 @@
 """What a guesser reaches who never sees the image: the floor that the digit scenes' accuracies stand on."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from expertflow_jax.tasks.base import Example
+from expertflow_jax.tasks.questions import Question
 from expertflow_jax.tasks.registry import make_task
+from expertflow_jax.tasks.vqa_v2 import VqaV2
 
 BLIND_LETTER = "A"
 
 
-def question_only_answers(train: Sequence[Example], val: Sequence[Example]) -> list[str]:
+def question_only_answers(train: Iterable[Question], val: Iterable[Question]) -> list[str]:
     """The commonest training answer to the very question, else to its type, else to any.
 
     Args:
-      train, val: examples of VQA v2's form.
+      train, val: questions of VQA v2's form.
     """
     by_question: dict[str, Counter[str]] = defaultdict(Counter)
     by_type: dict[str, Counter[str]] = defaultdict(Counter)
-    for example in train:
-        answer = example.target["answers"][0]
-        for counts in (by_question[_text(example)], by_type[example.group], by_type[""]):
+    anything: Counter[str] = Counter()
+    for question in train:
+        answer = question.target["answers"][0]
+        for counts in (by_question[question.text], by_type[question.groups["question_type"]], anything):
             counts[answer] += 1
-    return [
-        (by_question.get(_text(example)) or by_type.get(example.group) or by_type[""]).most_common(1)[0][0]
-        for example in val
-    ]
+
+    def guess(question: Question) -> str:
+        kind = by_type.get(question.groups["question_type"])
+        return (by_question.get(question.text) or kind or anything).most_common(1)[0][0]
+
+    return [guess(question) for question in val]
 
 
 def question_only_choices(train: Sequence[Example], val: Sequence[Example]) -> list[str]:
@@ -63,9 +68,8 @@ def blind_accuracies(data_dir: str | Path) -> dict[str, float]:
     """
     accuracies = {}
     vqa, choice = make_task("vqa_v2", data_dir, "val"), make_task("mmbench", data_dir, "val")
-    val = vqa.examples()
-    answers = question_only_answers(make_task("vqa_v2", data_dir, "train").examples(), val)
-    accuracies["vqa_v2/question_only"] = vqa.aggregate(val, answers)["accuracy"]
+    guesses = question_only_answers(*(VqaV2(Path(data_dir), split).questions() for split in ("train", "val")))
+    accuracies["vqa_v2/question_only"] = vqa.aggregate(vqa.examples(), guesses)["accuracy"]
     val = choice.examples()
     letters = question_only_choices(make_task("mmbench", data_dir, "train").examples(), val)
     accuracies["mmbench/question_only"] = choice.aggregate(val, letters)["accuracy"]

@@ -4,15 +4,12 @@ Real annotators disagree; here a question has one right answer, so all ten annot
 """
 
 import base64
-import contextlib
 import csv
 import dataclasses
-import fcntl
 import hashlib
 import io
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from rich.progress import Progress
 
 from expertflow_jax.errors import InputError
 from expertflow_jax.tasks import choice_files, vqa_files
+from expertflow_jax.tasks.builders.written import alone, checksums
 from expertflow_jax.tasks.digit_scenes.items import Item, make_items
 from expertflow_jax.tasks.multiple_choice import MMBench
 
@@ -60,12 +58,12 @@ def write_benchmark(data_dir: str | Path, *, train: int, val: int, seed: int) ->
     }
     try:
         data_dir.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(data_dir) as (partial, old):
+        with alone(data_dir) as (partial, old):
             present = _read_manifest(data_dir)
             if present is not None and present == wanted | {
                 key: present.get(key) for key in ("mmbench_questions", "sha256")
             }:
-                if _checksums(data_dir) == present["sha256"]:
+                if checksums(data_dir) == present["sha256"]:
                     return present
             elif present is None and data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
                 raise InputError(f"{data_dir} holds files that are not this benchmark's; name an empty or a new folder")
@@ -91,23 +89,7 @@ def _write_all(folder: Path, questions: Mapping[str, int], seed: int) -> dict[st
             _write_vqa(folder, split, items)
             counts[split] = _write_mmbench(folder, split, [item for item in items if item.choices])
             progress.advance(bar)
-    return {"mmbench_questions": counts, "sha256": _checksums(folder)}
-
-
-@contextlib.contextmanager
-def _alone(data_dir: Path) -> Iterator[tuple[Path, Path]]:
-    """Two free paths beside data_dir, of no other process; what a killed one left there is removed."""
-    partial, old = (data_dir.with_name(f".{data_dir.name}.{kind}") for kind in ("partial", "old"))
-    with data_dir.with_name(f".{data_dir.name}.lock").open("w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for path in (partial, old):
-            shutil.rmtree(path, ignore_errors=True)
-        partial.mkdir()
-        try:
-            yield partial, old
-        finally:
-            for path in (partial, old):
-                shutil.rmtree(path, ignore_errors=True)
+    return {"mmbench_questions": counts, "sha256": checksums(folder)}
 
 
 def _sample_digest(split: str, seed: int) -> str:
@@ -130,18 +112,6 @@ def _read_manifest(data_dir: Path) -> dict[str, Any] | None:
         if isinstance(manifest, dict) and {"version", "seed", "questions", "sha256"} <= manifest.keys()
         else None
     )
-
-
-def _checksums(data_dir: Path) -> dict[str, str]:
-    checksums = {}
-    for path in sorted([*data_dir.glob("vqa_v2/*.json"), *data_dir.glob("mmbench/*.tsv")]):
-        checksums[str(path.relative_to(data_dir))] = hashlib.sha256(path.read_bytes()).hexdigest()
-    for folder in sorted(data_dir.glob("vqa_v2/*/")):
-        digest = hashlib.sha256()
-        for path in sorted(folder.iterdir()):
-            digest.update(path.name.encode() + path.read_bytes())
-        checksums[str(folder.relative_to(data_dir))] = digest.hexdigest()
-    return checksums
 
 
 def _jpeg(image: np.ndarray) -> bytes:

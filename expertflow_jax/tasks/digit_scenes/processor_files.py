@@ -1,92 +1,14 @@
-"""The small model's processor, in the files that any Hugging Face checkpoint directory has.
+"""The digit scenes' words as a processor; see `tasks.word_processor`."""
 
-A word-level tokenizer over the benchmark's closed vocabulary; the long fixed phrases of the official prompts are
-single tokens. The image processor and chat template are Qwen3-VL's at the small model's sizes.
-"""
-
-from pathlib import Path
-
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
-
-from expertflow_jax.files import make_folder, write_atomically, write_json
 from expertflow_jax.tasks.digit_scenes.questions import WORDS
+from expertflow_jax.tasks.word_processor import SHORT_ANSWER_PHRASE, WordProcessor
 
-IM_START, IM_END, END = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
-VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
-IMAGE_PAD, VIDEO_PAD, UNKNOWN = "<|image_pad|>", "<|video_pad|>", "<|unknown|>"
-SPECIAL = (END, IM_START, IM_END, VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD, UNKNOWN)
-PHRASES = (
-    "Answer the question using a single word or phrase.",
-    "Please select the correct answer from the options above.",
-)
-LAST_WORDS = ("row", "column", "digits", "colors")  # of questions that end with a full mark
+LAST_WORDS = ("row", "column", "digits", "colors")  # of questions that end with a full mark; an option letter's stays
 OPTION_LETTERS = ("A", "B", "C", "D")
 _MMBENCH_WORDS = ("Question:", "Options:", *(f"{letter}." for letter in OPTION_LETTERS), *OPTION_LETTERS)
 
-PATCH, MERGE = 8, 2
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{{ '" + IM_START + "' if message.role == 'user' else '' }}"
-    "{%- if message.content is string -%}{{ message.content }}"
-    "{%- else -%}{%- for item in message.content -%}"
-    "{{ '" + VISION_START + IMAGE_PAD + VISION_END + "' if item.type == 'image' else item.text }}"
-    "{%- endfor -%}{%- endif -%}"
-    "{{ '" + IM_END + "' if message.role == 'user' else '" + END + "' }}"
-    "{%- endfor -%}"
+PROCESSOR = WordProcessor(
+    (*WORDS, *_MMBENCH_WORDS),
+    (SHORT_ANSWER_PHRASE, "Please select the correct answer from the options above."),
+    LAST_WORDS,
 )
-
-
-def build_tokenizer() -> Tokenizer:
-    """One token per word; a question or full mark carries nothing here and is dropped."""
-    words = dict.fromkeys((*WORDS, *_MMBENCH_WORDS))
-    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *PHRASES, *words))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
-    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in PHRASES])
-    marks = [normalizers.Replace(f"{word}.", word) for word in LAST_WORDS]  # the mark of an option letter stays
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace("?", ""), *marks])
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return tokenizer
-
-
-def vocab_size() -> int:
-    """Tokens in the vocabulary, rounded up to a multiple of 8 (embedding rows)."""
-    return -(-build_tokenizer().get_vocab_size() // 8) * 8
-
-
-def write_processor(directory: Path) -> None:
-    """Writes tokenizer, chat template, image processor and generation settings into a checkpoint directory."""
-    make_folder(directory)
-    tokenizer = build_tokenizer()
-    write_atomically(directory / "tokenizer.json", tokenizer.to_str(pretty=True))
-    write_atomically(directory / "chat_template.jinja", CHAT_TEMPLATE)
-    write_json(
-        directory / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": END,
-            "pad_token": END,
-            "unk_token": UNKNOWN,
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": 512,
-        },
-    )
-    write_json(
-        directory / "preprocessor_config.json",
-        {
-            "image_processor_type": "Qwen2VLImageProcessorFast",
-            "do_convert_rgb": True,
-            "do_normalize": True,
-            "do_rescale": True,
-            "do_resize": True,
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.5, 0.5, 0.5],
-            "rescale_factor": 1 / 255,
-            "merge_size": MERGE,
-            "patch_size": PATCH,
-            "temporal_patch_size": 1,
-            "size": {"shortest_edge": 256, "longest_edge": 65536},
-        },
-    )
-    end = tokenizer.token_to_id(END)
-    write_json(directory / "generation_config.json", {"do_sample": False, "eos_token_id": end, "pad_token_id": end})
