@@ -7,7 +7,8 @@ import ml_collections
 
 
 def mechanism(number, text, policy, name, **least):
-    """A claim about what a system does: every measure of `studies.claims.mechanisms` has to be at least so large."""
+    """A claim about what a system does: every measure of `studies.claims.mechanisms` (or `gates`) that is named has to
+    be at least so large."""
     return ml_collections.ConfigDict(
         {"number": number, "text": text, "policy": policy, "mechanism": name, "least": {**least}}
     )
@@ -76,6 +77,17 @@ def get_config() -> ml_collections.ConfigDict:
         "lru_per_layer",
         **{"victim of the same layer": 1.0, "its oldest": 1.0},
     )
+    config.mechanisms.gates = mechanism(
+        5,
+        "Pregated-MoE chooses experts by MLP routers, without gating at run time",
+        "pregated",
+        "gates",
+        **{
+            "choices that the gate before names": 0.999,
+            "answers whose bits spoilt routers leave": 1.0,
+            "answers that spoilt routers change without gates": 0.5,
+        },
+    )
     config.mechanisms.path = mechanism(
         6,
         "ExpertFlow schedules experts ahead along predicted routing paths",
@@ -100,14 +112,5 @@ def get_config() -> ml_collections.ConfigDict:
             "unasked transfers there when their layer asks": 0.5,
             "victims less likely than most": 0.9,
         },
-    )
-    config.undecided = ml_collections.ConfigDict(sort_keys=False)
-    config.undecided.pregates = ml_collections.ConfigDict(
-        {
-            "number": 5,
-            "text": "Pregated-MoE chooses experts by MLP routers, without gating at run time",
-            "reason": "policy pregated does so by construction (tests/inference/test_pregated.py: with all routers but "
-            "the first spoilt, no bit of an answer changes), but its gates are distilled, and the paper trains them in",
-        }
     )
     return config

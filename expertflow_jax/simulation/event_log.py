@@ -3,8 +3,9 @@
 Mechanisms are judged by this log, not by a policy's own word. Axes: E experts. A key is layer * E + expert.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -78,8 +79,10 @@ class EventLog:
         return [move for move in self.moves if first.turn < move.turn < last.turn]
 
 
-def record(engine: ExpertCacheEngine, steps: Iterable[ReplayStep], costs: ComputeCosts) -> EventLog:
-    """Replays the steps on the engine's virtual clock and listens; the engine serves nobody else afterwards."""
+@contextlib.contextmanager
+def listening(engine: ExpertCacheEngine) -> Iterator[EventLog]:
+    """Hears what the engine does on its virtual clock inside the `with` block, behind which the log has its moves; the
+    engine serves nobody else afterwards."""
     log, clock, policy = EventLog(engine.store.num_experts), engine.clock, engine.policy
     reserved: list[tuple[int, int, int]] = []  # turn, key and evicted key of every move
     clock.timeline = []
@@ -99,13 +102,20 @@ def record(engine: ExpertCacheEngine, steps: Iterable[ReplayStep], costs: Comput
         reserved.append((len(log.asks) + len(reserved), key, evicted))
         moved(key, evicted)
 
-    def computed(layer: int, _: int) -> None:
-        log.asks[-1] = dataclasses.replace(log.asks[-1], end=clock.now())
-
     policy.begin_step, policy.observe, policy.moved = heard_step, heard_ask, heard_move  # type: ignore[method-assign]
-    for step in steps:
-        replay_step(engine, step, costs, on_layer=computed)
+    yield log
     arrivals = [(name.split(" ", 1)[0], start, end) for lane, name, start, end in clock.timeline if lane == "link"]
     for (turn, key, evicted), (kind, start, end) in zip(reserved, arrivals, strict=False):
         log.moves.append(Move(turn, kind, *divmod(key, log.num_experts), evicted, start, end))
+
+
+def record(engine: ExpertCacheEngine, steps: Iterable[ReplayStep], costs: ComputeCosts) -> EventLog:
+    """Replays the steps on the engine's virtual clock and listens."""
+    with listening(engine) as log:
+
+        def computed(layer: int, _: int) -> None:
+            log.asks[-1] = dataclasses.replace(log.asks[-1], end=engine.clock.now())
+
+        for step in steps:
+            replay_step(engine, step, costs, on_layer=computed)
     return log

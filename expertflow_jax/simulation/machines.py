@@ -35,8 +35,8 @@ def gpu_machine(gpu: str, layer: LayerSize, predictor_bytes: int = 0) -> Machine
     """A GPU of `simulation.gpus` with experts of this layer.
 
     Args:
-      predictor_bytes: float32 parameters of the predictor, read once per step and multiplied with each token; 0: it
-        takes no time.
+      predictor_bytes: of the predictor's parameters as `Predictor.nbytes` counts them, in float32; they are read once
+        per step and multiplied with each token. 0: it takes no time.
 
     Raises:
       InputError: there is no such GPU.

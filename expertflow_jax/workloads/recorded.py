@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from expertflow_jax.errors import InputError
-from expertflow_jax.harness.data import prepare, read
+from expertflow_jax.harness.data import TaskData, prepare, read
 from expertflow_jax.inference.forecasting import join_horizon
 from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.predictor import Predictor
@@ -24,16 +24,21 @@ from expertflow_jax.workloads.routes import Recording, choices, forecasts, recor
 from expertflow_jax.workloads.setups import predicted_uses
 
 
+def made_up_questions(model: LoadedModel, count: int, seed: int) -> TaskData:
+    """The first `count` questions of the made-up benchmark's val split."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_benchmark(Path(folder), train=8, val=count, seed=seed)
+        task = make_task("vqa_v2", Path(folder), "val")
+        return prepare(model, task, read(task, count), count, 0)
+
+
 def record_questions(model: LoadedModel, count: int, new_tokens: int, seed: int) -> Recording:
     """Routing on `count` questions of the made-up benchmark whose answers have `new_tokens` tokens.
 
     Raises:
       InputError: too few answers are as long.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        write_benchmark(Path(folder), train=8, val=8 * count, seed=seed)
-        task = make_task("vqa_v2", Path(folder), "val")
-        prompts = prepare(model, task, read(task, 8 * count), 8 * count, 0).prompts
+    prompts = made_up_questions(model, 8 * count, seed).prompts
     assert model.processor is not None, "the benchmark's prompts are text"
     long = record(model, prompts, new_tokens).long_answers(model.processor.eos_token_ids)
     if len(long.prompts) < count:

@@ -1,6 +1,5 @@
 """Pre-gates in the routers' place and as forecasts, and how they are stored, trained and found."""
 
-import copy
 import sys
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.misses import make_miss_policy
 from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.predictor.pregates import PreGates, load_pregates, save_pregates
+from expertflow_jax.studies.claims.gates import with_spoilt_routers
 from expertflow_jax.training.pregates import Lessons, recall, train
 
 CONFIG = small_config()
@@ -46,27 +46,12 @@ def answers(stages, policy, slots=16, link="emulated(0.001,5)"):
         return [(a.token_ids, a.logits_digest) for a in generated], session.records, engine.stats()
 
 
-def without_routers(stages):
-    """The same stages with other router weights in all layers but the first."""
-    other = copy.copy(stages)
-    other.layer_weights = list(stages.layer_weights)
-    for layer in range(1, len(stages.layer_weights)):
-        treedef = stages.layer_stages[layer].treedef
-
-        def spoil(path, weights):
-            return -weights if "router" in jax.tree_util.keystr(path) else weights
-
-        tree = jax.tree.unflatten(treedef, stages.layer_weights[layer])
-        other.layer_weights[layer] = tuple(jax.tree.leaves(jax.tree_util.tree_map_with_path(spoil, tree)))
-    return other
-
-
 def test_no_router_but_the_first_decides_at_run_time():
     gates = random_gates()
     plain, _, _ = answers(STAGES, "on_demand")
-    assert answers(without_routers(STAGES), "on_demand")[0] != plain  # routers matter
+    assert answers(with_spoilt_routers(STAGES), "on_demand")[0] != plain  # routers matter
     pregated, records, _ = answers(PregatedStages(STAGES, gates), "on_demand")
-    assert answers(PregatedStages(without_routers(STAGES), gates), "on_demand")[0] == pregated  # not here
+    assert answers(PregatedStages(with_spoilt_routers(STAGES), gates), "on_demand")[0] == pregated  # not here
     assert pregated != plain
     for record in records:
         inside = np.arange(record.expert_ids.shape[1]) < record.lengths[:, None]

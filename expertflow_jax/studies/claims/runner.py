@@ -18,20 +18,25 @@ from expertflow_jax.harness.cells import number
 from expertflow_jax.harness.document import to_markdown
 from expertflow_jax.harness.inputs import claimed_workdir, model_files
 from expertflow_jax.harness.row_file import with_keys
+from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.inference.served import load_with_predictor
 from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.offload.store import ExpertSizes
 from expertflow_jax.offload.variant import Variant, new_engine
+from expertflow_jax.simulation.costs import ComputeCosts
 from expertflow_jax.simulation.event_log import record
 from expertflow_jax.simulation.gpus import GPUS
 from expertflow_jax.simulation.machines import recorded_machine
 from expertflow_jax.simulation.replay import ReplayStep
-from expertflow_jax.studies.claims.mechanisms import MECHANISMS, Run
+from expertflow_jax.studies.claims.gates import measure_gates
+from expertflow_jax.studies.claims.mechanisms import MECHANISMS, Measures, Run
 from expertflow_jax.studies.claims.report import claims_table, report
 from expertflow_jax.studies.claims.speed import PROTOCOLS, machine_with_predictor, play
 from expertflow_jax.studies.claims.verdicts import Row, Verdict, judge
-from expertflow_jax.workloads.recorded import record_questions, recorded_steps
+from expertflow_jax.workloads.recorded import made_up_questions, record_questions, recorded_steps
 from expertflow_jax.workloads.shapes import find_shape
+
+GATES = "gates"  # the mechanism that has an experiment of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +68,7 @@ def cells_of(config: ml_collections.ConfigDict) -> list[SpeedCell]:
     number(0.0, 1.0, above=True, unit="it is slots / experts")("config key cache_fraction", config.cache_fraction)
     names.find("config key gpu:", config.gpu, GPUS)
     for claim in config.mechanisms.values():
-        names.find("config key mechanisms: mechanism", claim.mechanism, MECHANISMS)
+        names.find("config key mechanisms: mechanism", claim.mechanism, (*MECHANISMS, GATES))
     cells = []
     for name, claim in config.speed.items():
         for shape, num_layers in claim.shapes:
@@ -84,7 +89,7 @@ def plan(config: ml_collections.ConfigDict) -> None:
     """Prints the claims and cells; runs nothing."""
     console = Console(width=118)
     cells = cells_of(config)
-    for claims in (config.speed, config.mechanisms, config.undecided):
+    for claims in (config.speed, config.mechanisms):
         for claim in claims.values():
             console.print(f"claim {claim.number}: {claim.text}", highlight=False)
     console.print(f"{len(cells)} replays on {config.gpu}, {len(config.mechanisms)} event logs; no weights move")
@@ -131,7 +136,10 @@ def _run_missing(config: ml_collections.ConfigDict, cells: list[SpeedCell], resu
 
     for name in mechanisms:
         claim = config.mechanisms[name]
-        measures = _measure(config, claim, model, trace(None, min(config.batch_sizes)))
+        if claim.mechanism == GATES:
+            measures = _measure_gates(config, claim, model)
+        else:
+            measures = _measure(config, claim, model, trace(None, min(config.batch_sizes)))
         results.append({"kind": "mechanism", "claim": name, "policy": claim.policy, "measures": measures})
     for cell in track(speeds, description="replays"):
         full = find_shape(cell.shape).full
@@ -146,7 +154,14 @@ def _place(cell: SpeedCell) -> Row:
     return {"kind": "speed", **dataclasses.asdict(cell)}
 
 
-def _measure(config: ml_collections.ConfigDict, claim: Any, model: Any, steps: list[ReplayStep]) -> dict[str, float]:
+def _measure_gates(config: ml_collections.ConfigDict, claim: Any, model: LoadedModel) -> Measures:
+    """The measures of claim 5 on the trained model's answers."""
+    data = made_up_questions(model, config.sequences, config.seed)
+    slots = int(config.cache_fraction * model.store.num_layers * model.store.num_experts)
+    return measure_gates(model, data, claim.policy, slots, config.link, ComputeCosts.load(config.costs))
+
+
+def _measure(config: ml_collections.ConfigDict, claim: Any, model: Any, steps: list[ReplayStep]) -> Measures:
     """The measures of a mechanism on the trained model's own routing."""
     layers, experts = steps[0].rows.shape
     machine = recorded_machine(config.costs, config.link, model.store.expert_bytes)

@@ -17,7 +17,7 @@ from scipy import stats
 from expertflow_jax.offload.store import ExpertSizes
 from expertflow_jax.offload.variant import Variant, new_engine
 from expertflow_jax.simulation.costs import Line
-from expertflow_jax.simulation.gpus import BYTES_PER_PARAMETER, GPUS, LayerSize
+from expertflow_jax.simulation.gpus import LayerSize
 from expertflow_jax.simulation.machines import Machine, gpu_machine
 from expertflow_jax.simulation.replay import ReplayStep, replay_step, true_horizons
 
@@ -51,17 +51,9 @@ class Ratio:
 
 
 def machine_with_predictor(gpu: str, layer: LayerSize, predictor_bytes: int) -> Machine:
-    """`gpu_machine` whose predictor reads its float32 parameters once per run and multiplies them for each token. A
-    pre-gate stands in the router's place and costs nothing more."""
-    machine = gpu_machine(gpu, layer)
-    parameters, device = predictor_bytes / 4, GPUS[gpu]
-    read = parameters * BYTES_PER_PARAMETER / (device.memory_gigabytes_per_second * 1e9)
-    costs = dataclasses.replace(
-        machine.costs,
-        predictor=Line(read, 2 * parameters / (device.teraflops * 1e12)),
-        route=Line(0.0, 0.0),
-    )
-    return dataclasses.replace(machine, costs=costs)
+    """`gpu_machine` on which a pre-gate stands in the router's place and costs nothing more."""
+    machine = gpu_machine(gpu, layer, predictor_bytes)
+    return dataclasses.replace(machine, costs=dataclasses.replace(machine.costs, route=Line(0.0, 0.0)))
 
 
 def gated(step: ReplayStep) -> ReplayStep:

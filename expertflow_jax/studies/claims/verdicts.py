@@ -82,13 +82,14 @@ def judge_speed(claim: ml_collections.ConfigDict, pairs: Sequence[SpeedUp]) -> V
 
 
 def judge_mechanism(claim: ml_collections.ConfigDict, measures: dict[str, float]) -> Verdict:
-    """Every measure has to reach what the config asks for."""
+    """Every measure has to reach what the config asks for; those that it does not name are evidence alone."""
     met = all(measures[name] >= least for name, least in claim.least.items())
+    others = [name for name in measures if name not in claim.least]
     return Verdict(
         claim.number,
         claim.text,
         "; ".join(f"{name} >= {least:g}" for name, least in claim.least.items()),
-        "; ".join(f"{name} {measures[name]:.3f}" for name in claim.least),
+        "; ".join(f"{name} {measures[name]:.3f}" for name in [*claim.least, *others]),
         VERIFIED if met else REFUTED,
     )
 
@@ -98,7 +99,4 @@ def judge(config: ml_collections.ConfigDict, rows: Sequence[Row]) -> list[Verdic
     verdicts = [judge_speed(claim, speed_ups(rows, name, claim)) for name, claim in config.speed.items()]
     measures = {row["claim"]: row["measures"] for row in rows if row["kind"] == "mechanism"}
     verdicts += [judge_mechanism(claim, measures[name]) for name, claim in config.mechanisms.items()]
-    verdicts += [
-        Verdict(claim.number, claim.text, "none", claim.reason, UNDECIDED) for claim in config.undecided.values()
-    ]
     return sorted(verdicts, key=lambda verdict: verdict.number)

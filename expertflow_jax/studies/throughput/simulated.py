@@ -133,7 +133,7 @@ def _timed_rounds(window: Window, layer: int, ids_BxTxK: np.ndarray) -> list[tup
     """(rows, experts, seconds) of rounds of a layer-step."""
     setup, stages = window.setup, window.setup.own_stages
     batch, length, top_k = ids_BxTxK.shape
-    rows = expert_rows(ids_BxTxK.reshape(-1, top_k), setup.store.num_experts)
+    rows = expert_rows(ids_BxTxK.reshape(-1, top_k), setup.store.num_experts, stages.form)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0], memory_kind="device")
     first = layer * setup.store.num_experts
     buffers = {e: tuple(jax.device_put(setup.store.source(first + e), device)) for e in rows.needed.tolist()}

@@ -40,7 +40,10 @@ def measured(policy, mechanism, steps, slots=2 * EXPERTS):
     return MECHANISMS[mechanism](Run(log, steps, LAYERS, slots))
 
 
-@pytest.mark.parametrize("name", claims.get_config().mechanisms)
+REPLAYED = [name for name, claim in claims.get_config().mechanisms.items() if claim.mechanism in MECHANISMS]
+
+
+@pytest.mark.parametrize("name", REPLAYED)
 def test_a_system_has_the_mechanism_that_is_claimed(name, steps):
     claim = claims.get_config().mechanisms[name]
     assert judge_mechanism(claim, measured(claim.policy, claim.mechanism, steps)).verdict == "verified"
