@@ -45,13 +45,14 @@ class Recording:
     def long_answers(self, stop_ids: Collection[int]) -> "Recording":
         """The sequences whose answer has at least G tokens: beyond an answer's end routing is no longer what the model
         was trained on."""
-        return self._take(np.flatnonzero(~np.isin(self.tokens, list(stop_ids)).any(1)))
+        return self.take(np.flatnonzero(~np.isin(self.tokens, list(stop_ids)).any(1)))
 
     def first(self, count: int) -> "Recording":
         """The first `count` sequences."""
-        return self._take(np.arange(count))
+        return self.take(np.arange(count))
 
-    def _take(self, rows: np.ndarray) -> "Recording":
+    def take(self, rows: np.ndarray) -> "Recording":
+        """These sequences, in this order."""
         arrays = (self.tokens, self.prompt_lengths, self.embeddings, self.probs)
         return Recording([self.prompts[row] for row in rows.tolist()], *(array[rows] for array in arrays))
 

@@ -1,9 +1,10 @@
 """Published MoE models cut down to this machine: their experts, top-k and attention in proportion, random weights.
 
 What a policy sees is kept (experts per layer, top-k, how large an expert is beside attention); width and depth are
-cut so that a step takes milliseconds on a few CPU cores. Each runs as its own family, Switch aside: the recorded
-routing is that of a decoder without an encoder, so its shapes borrow Mixtral's block, with top-1 routing and experts of
-equal bytes. This times the moving of experts, not those models' answers; their routing is replayed (`routes.py`).
+cut so that a step takes milliseconds on a few CPU cores. Each runs as its own family, but for two: the recorded routing
+is that of a decoder without an encoder, so Switch's shapes borrow Mixtral's block, with top-1 routing and experts of
+equal bytes; DeepSeek-MoE's borrows Qwen2-MoE's. This times the moving of experts, not those models' answers; their
+routing is replayed (`routes.py`).
 Axes: D model width, F expert width, L MoE layers, E experts, K top-k.
 """
 
@@ -57,6 +58,9 @@ SHAPES = {
     "mixtral_8x7b": Shape(LayerSize(4096, 14336, 8, 2, 32, 8, 128), MixtralConfig, 256, 896, 4, 8, 2),
     "qwen1.5_moe_a2.7b": Shape(
         LayerSize(2048, 1408, 60, 4, 16, 16, 128, 5632), Qwen2MoeConfig, 256, 176, 4, 8, 8, shared_d_ff=704
+    ),
+    "deepseek_moe_16b": Shape(
+        LayerSize(2048, 1408, 64, 6, 16, 16, 128, 2816), Qwen2MoeConfig, 256, 176, 4, 8, 8, shared_d_ff=352
     ),
     "qwen3_vl_30b_a3b": Shape(QWEN3_VL_30B, Qwen3MoeConfig, 256, 96, 4, 16, 2),
     **{f"switch_base_{experts}": shape for experts, shape in SWITCH.items()},

@@ -20,7 +20,6 @@ from expertflow_jax.harness.inputs import claimed_workdir, model_files
 from expertflow_jax.harness.row_file import with_keys
 from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.inference.served import load_with_predictor
-from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.offload.store import ExpertSizes
 from expertflow_jax.offload.variant import Variant, new_engine
 from expertflow_jax.simulation.costs import ComputeCosts
@@ -28,34 +27,16 @@ from expertflow_jax.simulation.event_log import record
 from expertflow_jax.simulation.gpus import GPUS
 from expertflow_jax.simulation.machines import recorded_machine
 from expertflow_jax.simulation.replay import ReplayStep
+from expertflow_jax.studies.claims.cells import SpeedCell, Traces
 from expertflow_jax.studies.claims.gates import measure_gates
 from expertflow_jax.studies.claims.mechanisms import MECHANISMS, Measures, Run
 from expertflow_jax.studies.claims.report import claims_table, report
-from expertflow_jax.studies.claims.speed import PROTOCOLS, machine_with_predictor, play
+from expertflow_jax.studies.claims.speed import PROTOCOLS
 from expertflow_jax.studies.claims.verdicts import Row, Verdict, judge
-from expertflow_jax.workloads.recorded import made_up_questions, record_questions, recorded_steps
+from expertflow_jax.workloads.recorded import made_up_questions
 from expertflow_jax.workloads.shapes import find_shape
 
 GATES = "gates"  # the mechanism that has an experiment of its own
-
-
-@dataclasses.dataclass(frozen=True)
-class SpeedCell:
-    """One policy under one protocol, on a shape with so many slots per layer."""
-
-    claim: str
-    shape: str
-    num_layers: int
-    batch_size: int
-    cache_size: int
-    protocol: str
-    policy: str
-
-    @property
-    def slots(self) -> int:
-        """As the cache size says, or the least that the policy takes."""
-        least = make_policy(self.policy).least_slots(self.num_layers, find_shape(self.shape).full.num_experts)
-        return max(self.cache_size * self.num_layers, least)
 
 
 def cells_of(config: ml_collections.ConfigDict) -> list[SpeedCell]:
@@ -122,30 +103,16 @@ def _run_missing(config: ml_collections.ConfigDict, cells: list[SpeedCell], resu
     if not speeds and not mechanisms:
         return
     model, predictor = load_with_predictor(config.model, config.predictor)
-    recording = record_questions(model, config.sequences, config.new_tokens, config.seed)
-    traces: dict[Any, list[ReplayStep]] = {}
-
-    def trace(shape: tuple[int, int, int] | None, batch_size: int) -> list[ReplayStep]:
-        key = shape, batch_size
-        if key not in traces:
-            traces.clear()
-            steps = recorded_steps(recording, predictor, shape, batch_size)
-            each = config.new_tokens + 1  # steps of a batch
-            traces[key] = [dataclasses.replace(step, begins=n % each == 0) for n, step in enumerate(steps)]
-        return traces[key]
-
+    traces = Traces(model, predictor, config.sequences, config.new_tokens, config.seed)
     for name in mechanisms:
         claim = config.mechanisms[name]
         if claim.mechanism == GATES:
             measures = _measure_gates(config, claim, model)
         else:
-            measures = _measure(config, claim, model, trace(None, min(config.batch_sizes)))
+            measures = _measure(config, claim, model, traces.steps(None, min(config.batch_sizes)))
         results.append({"kind": "mechanism", "claim": name, "policy": claim.policy, "measures": measures})
     for cell in track(speeds, description="replays"):
-        full = find_shape(cell.shape).full
-        machine = machine_with_predictor(config.gpu, full, predictor.nbytes)
-        steps = trace((cell.num_layers, full.num_experts, full.top_k), cell.batch_size)
-        outcome = play(machine, cell.slots, cell.policy, steps, cell.protocol)
+        outcome = traces.play(cell, config.gpu)
         results.append({**_place(cell), "slots": cell.slots, **dataclasses.asdict(outcome)})
 
 
