@@ -30,7 +30,7 @@ from expertflow_jax.inference.sampling import Sampler
 from expertflow_jax.inference.served import make_forecaster, open_session, quantized_copies
 from expertflow_jax.inference.turns import Turns
 from expertflow_jax.locate import locate
-from expertflow_jax.models.device_form import REPLACED
+from expertflow_jax.models.device_form import GPU
 from expertflow_jax.offload.budget import MemoryPlan
 from expertflow_jax.offload.clock import RealClock
 from expertflow_jax.offload.misses import MissPolicy, make_miss_policy
@@ -139,7 +139,7 @@ class OffloadedModel:
             "batches_per_block": batches_per_block,
         }
         if gpu_caps.awaits_gpu(os.environ):  # XLA's caps can be raised until the first array is made
-            described = ModelSizes.described_in(directory, dtype, expert_dtype, host_memory_budget, REPLACED)
+            described = ModelSizes.described_in(directory, dtype, expert_dtype, host_memory_budget, GPU)
             described = described.with_copies(misses)
             _, plan = plan_service(described, None, **largest)
             gpu_caps.prepare(gpu_caps.Needs(described.pinned_bytes, plan.total_bytes))

@@ -79,8 +79,8 @@ SCRIPT = """
 from pathlib import Path
 from expertflow_jax import gpu_caps
 from expertflow_jax.inference.planning import ModelSizes, plan_service
-from expertflow_jax.models.device_form import REPLACED
-sizes = ModelSizes.described_in(Path("configs/models/mixtral_8x7b"), None, None, None, REPLACED)
+from expertflow_jax.models.device_form import GPU
+sizes = ModelSizes.described_in(Path("configs/models/mixtral_8x7b"), None, None, None, GPU)
 _, plan = plan_service(sizes, None, memory_budget="22GiB", cache_fraction=None, max_batch_size=None,
                        max_tokens=1024, max_image_tokens=0)
 assert not gpu_caps.backend_runs()

@@ -62,9 +62,11 @@ IN_PLACE = DeviceForm("in_place", least_rows=1, apart=False, reads_last=False, w
 REPLACED = DeviceForm("replaced", least_rows=2, apart=True, reads_last=True, widens=False)
 # An expert is copied into its slot in the order of dispatch, so slots that are still read need not come last.
 POOL = DeviceForm("pool", least_rows=2, apart=True, reads_last=False, widens=False, staged=2)
+GPU = POOL
 INTERPRETED_POOL = dataclasses.replace(POOL, interpreted=True)
 
 
 def device_form(device: jax.Device | None = None) -> DeviceForm:
     """The form for a device, the first local one by default."""
-    return IN_PLACE if (device or jax.local_devices()[0]).platform == "cpu" else REPLACED
+    forms = {"cpu": IN_PLACE, "gpu": GPU, "cuda": GPU, "rocm": GPU}
+    return forms.get((device or jax.local_devices()[0]).platform, REPLACED)

@@ -3,7 +3,8 @@
 The cards' figures are of NVIDIA's data sheets and architecture papers, in the text form of XLA's own
 (xla/backends/gpu/target_config/specs). Nothing is autotuned without a card: tile sizes are XLA's guesses, but fusion,
 buffers, donation and the number of kernels are what a card of this description would get.
-Axes: B sequences, T new tokens, S cache length, K top-k, D model width, n experts of a group, C rows of an expert.
+Axes: B sequences, T new tokens, S cache length, K top-k, D model width, n experts of a group, C rows of an expert,
+t tiles.
 """
 
 import dataclasses
@@ -16,12 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax._src.interpreters import mlir
+from jax._src.lib import triton
+from jax._src.lib.mlir import ir, passmanager
 from jax.experimental import topologies
 
 from expertflow_jax.checkpoints.families import family_of
 from expertflow_jax.checkpoints.load import loaded_config
-from expertflow_jax.inference.rows import smallest_rows
+from expertflow_jax.inference.rows import smallest_rows, tile_rows
 from expertflow_jax.inference.stages import Stages
+from expertflow_jax.offload import slot_memory
 
 SPECS = Path(__file__).parent / "specs"
 MODELS = Path(__file__).parents[2] / "configs" / "models"
@@ -72,6 +77,23 @@ class Program:
             if not _moves(body):
                 settings = re.search(r"backend_config=(.*)", kernel)
                 texts.append(_anonymous(f"{body}\n{settings[1] if settings else ''}"))
+        return texts
+
+    @property
+    def pallas_kernels(self) -> list[list[str]]:
+        """Lines of each Triton kernel, sorted, once constants are folded: those that do not name the grid's size."""
+        texts = []
+        for escaped in re.findall(r'\bir = "((?:[^"\\]|\\.)*)"', self.text):
+            code = re.sub(
+                rb"\\([0-9A-F]{2})|\\(.)",
+                lambda match: bytes([int(match[1], 16)]) if match[1] else match[2],
+                escaped.encode("latin1"),
+            )
+            with mlir.make_ir_context() as context:
+                triton.dialect.register_dialect(context)
+                module = ir.Module.parse(code)
+                passmanager.PassManager.parse("builtin.module(canonicalize,cse)").run(module.operation)
+                texts.append(sorted(str(module).splitlines()))
         return texts
 
     def _body(self, kernel: str) -> str:
@@ -149,6 +171,27 @@ class DescribedModel:
             self.array(size, rows, dtype=jnp.int32),
             *[self.expert()] * size,
         )
+
+    def tiles(self, count: int, tokens: int = 1, slots: int = 64) -> Program:
+        """Experts in a pool of S slots on t tiles of their rows, in a step of N tokens of as many sequences."""
+        rows = tile_rows(tokens, self.text.num_experts_per_tok, self.text.num_experts)
+        mesh = jax.sharding.Mesh([self.sharding._device], "x")
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # it says which card a Pallas kernel is for
+            return compiled(
+                self.stages._run_tiles,
+                self.output(tokens),
+                self.array(tokens, 1, self.text.hidden_size),
+                self.array(count, 1 + rows, dtype=jnp.int32),
+                *self.pool(slots),
+            )
+
+    def commit(self, slots: int = 64) -> Program:
+        """An expert that has arrived, copied into a pool of S slots."""
+        return compiled(slot_memory._commit, self.pool(slots), self.expert(), self.array(dtype=jnp.int32))
+
+    def pool(self, slots: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """The arrays of S experts, [S, ...]."""
+        return tuple(self.array(slots, *shape) for shape in self.stages.layout.part_shapes)
 
     def least_rows(self, tokens: int) -> int:
         """C of an expert with a single row, in a step of N tokens."""

@@ -82,6 +82,28 @@ def test_rows_are_taken_and_put_in_place_without_arithmetic(model, card, tokens)
 
 
 @pytest.mark.parametrize(("model", "card"), EVERY)
+def test_experts_of_a_pool_take_two_kernels_which_are_the_same_for_any_number_of_tiles(model, card):
+    described, kernels = model_on(model, card), []
+    for tiles in (2, 8, 64):
+        program = described.tiles(tiles, tokens=8)
+        assert len(program.kernels) == 2
+        assert program.aliased >= 2 * described.output(8).size
+        assert program.temporary < (MB if tiles <= 8 and model.startswith("qwen") else 32 * MB)
+        kernels.append(program.pallas_kernels)
+    assert [len(kernel) > 50 for kernel in kernels[0]] == [True, True]
+    assert kernels[0] == kernels[1] == kernels[2]
+
+
+@pytest.mark.parametrize(("model", "card"), EVERY)
+def test_an_expert_is_copied_into_a_pool_in_place(model, card):
+    described = model_on(model, card)
+    program = described.commit()
+    assert program.aliased >= sum(2 * part.size for part in described.pool(64))
+    assert program.temporary < MB
+    assert len(program.kernels) <= 2
+
+
+@pytest.mark.parametrize(("model", "card"), EVERY)
 def test_attention_writes_keys_and_values_in_place(model, card):
     described, program = model_on(model, card), attention(model, card, 1, 1)
     assert program.aliased >= described.kv_bytes(1)
