@@ -6,11 +6,15 @@ from pathlib import Path
 import numpy as np
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.processing import Processor
 from expertflow_jax.tasks import vqa_v2
 from expertflow_jax.tasks.base import Example, Task, question_of, user_turn
 from expertflow_jax.tasks.digit_scenes.questions import dense_question
 from expertflow_jax.tasks.digit_scenes.scenes import render, sample_scene, scan_bank
+from expertflow_jax.tasks.encoding import encode_task
 from expertflow_jax.tasks.registry import make_task
+
+Prepare = Callable[[Task, list[Example]], list[Example]]
 
 
 def benchmark_examples(
@@ -22,7 +26,7 @@ def benchmark_examples(
     image_first: bool = False,
     seed: int = 0,
     prepared_dir: Path | None = None,
-    prepare: Callable[[Task, list[Example]], list[Example]] | None = None,
+    prepare: Prepare | None = None,
 ) -> list[Example]:
     """Random examples of a split, one task after another; of a question with rotated options, one rotation.
 
@@ -55,6 +59,15 @@ def benchmark_examples(
             )
         chosen += order[first : first + count]
     return chosen
+
+
+def documents_cut(processor: Processor | None, text_tokens: int, vocabulary: int) -> Prepare:
+    """A `prepare` for `benchmark_examples` that cuts a teacher-forced task's documents into `text_tokens` tokens."""
+
+    def prepare(task: Task, examples: list[Example]) -> list[Example]:
+        return encode_task(processor, task, examples, text_tokens, vocabulary)[0] if task.teacher_forced else examples
+
+    return prepare
 
 
 def unusual_examples(count: int, *, image_first: bool = False, seed: int = 0) -> list[Example]:

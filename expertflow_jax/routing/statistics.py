@@ -1,7 +1,7 @@
-"""What a routing trace says: signatures, distinct experts per batch, popularity, entropy, locality, similarity.
+"""What a routing trace says: signatures, distinct experts per batch, popularity, entropy, locality.
 
-Routing signatures and their similarity within and across task groups follow Task-Conditioned Routing Signatures
-(2603.11114); distinct experts per batch is the quantity that ExpertFlow's token scheduler lowers (2410.17954).
+Routing signatures follow Task-Conditioned Routing Signatures (2603.11114; `studies.routing` compares them); distinct
+experts per batch is the quantity that ExpertFlow's token scheduler lowers (2410.17954).
 Axes: N sequences, T tokens, L MoE layers, E experts, K top-k, B batch.
 """
 
@@ -120,49 +120,3 @@ def temporal_locality(trace: RoutingTrace, *, phase: str = "decode") -> Locality
         share_LxE = popularity(trace, phase=phase)
         expected = (share_LxE**2).sum(-1) / share_LxE.sum(-1)
     return Locality(overlap, expected, int(mask.sum()))
-
-
-@dataclasses.dataclass(frozen=True)
-class GroupSimilarity:
-    """Cosine similarity of signatures within and across groups (2603.11114).
-
-    Attributes:
-      within_mean, within_std: over pairs of sequences of the same group.
-      across_mean, across_std: over pairs of different groups.
-      cohens_d: difference of the means over the pooled standard deviation.
-    """
-
-    within_mean: float
-    within_std: float
-    across_mean: float
-    across_std: float
-    cohens_d: float
-
-
-def group_similarity(trace: RoutingTrace, *, phase: str = "all", limit: int = 2000, seed: int = 0) -> GroupSimilarity:
-    """Similarity of routing signatures by group, over at most `limit` sequences drawn at random.
-
-    Raises:
-      InputError: fewer than two groups, or no group with two sequences.
-    """
-    rows = np.arange(len(trace))
-    if len(trace) > limit:
-        rows = np.random.default_rng(seed).choice(len(trace), limit, replace=False)
-    part = trace.select(rows)
-    flat_NxF = signatures(part, phase=phase).reshape(len(part), -1).astype(np.float64)  # F = L * E
-    unit_NxF = flat_NxF / np.maximum(np.linalg.norm(flat_NxF, axis=1, keepdims=True), 1e-12)
-    labels = np.unique(np.array(part.groups), return_inverse=True)[1]
-    pairs = np.triu_indices(len(part), k=1)
-    cosine = (unit_NxF @ unit_NxF.T)[pairs]
-    same = labels[pairs[0]] == labels[pairs[1]]
-    if not same.any() or same.all():
-        raise InputError("group similarity: needs at least two groups, one of them with two sequences")
-    within, across = cosine[same], cosine[~same]
-    pooled = np.sqrt((within.var() + across.var()) / 2)
-    return GroupSimilarity(
-        within_mean=float(within.mean()),
-        within_std=float(within.std()),
-        across_mean=float(across.mean()),
-        across_std=float(across.std()),
-        cohens_d=float((within.mean() - across.mean()) / pooled) if pooled > 0 else 0.0,
-    )

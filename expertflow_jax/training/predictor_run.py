@@ -23,7 +23,7 @@ from expertflow_jax.files import write_atomically
 from expertflow_jax.harness.inputs import claimed_workdir, model_files, task_files
 from expertflow_jax.locate import locate
 from expertflow_jax.predictor import publish, report
-from expertflow_jax.predictor.examples import benchmark_examples, unusual_examples
+from expertflow_jax.predictor.examples import Prepare, benchmark_examples, documents_cut, unusual_examples
 from expertflow_jax.predictor.model import PredictorConfig, RoutingPathPredictor
 from expertflow_jax.predictor.recording import Recorder, is_recorded, record
 from expertflow_jax.predictor.runtime import Predictor
@@ -31,8 +31,7 @@ from expertflow_jax.predictor.storage import save_predictor
 from expertflow_jax.processing import Processor, end_token_ids
 from expertflow_jax.routing.fingerprint import fingerprint_of
 from expertflow_jax.routing.trace_set import TraceSet
-from expertflow_jax.tasks.base import Example, Task, optional
-from expertflow_jax.tasks.encoding import encode_task
+from expertflow_jax.tasks.base import Example, optional
 from expertflow_jax.tasks.provided import data_folder
 from expertflow_jax.tasks.registry import make_task
 from expertflow_jax.training.predictor import TrainingConfig, train_predictor
@@ -90,7 +89,6 @@ def record_all(config: ml_collections.ConfigDict, path: Path, workdir: Path) -> 
     fingerprint = fingerprint_of(dense.config, dense)
     processor = Processor.from_directory(path) if (path / "tokenizer.json").exists() else None
     end_ids = processor.eos_token_ids if processor is not None else end_token_ids(path)
-    vocabulary = dense.config.text.vocab_size
     sources = {
         name: {
             "set": name,
@@ -113,13 +111,7 @@ def record_all(config: ml_collections.ConfigDict, path: Path, workdir: Path) -> 
     def recorder() -> Recorder:
         return Recorder(checkpoints.load_model(path, jnp.float32), end_ids, fingerprint)
 
-    def cut(task: Task, examples: list[Example]) -> list[Example]:
-        return (
-            encode_task(processor, task, examples, config.text_tokens, vocabulary)[0]
-            if task.teacher_forced
-            else examples
-        )
-
+    cut = documents_cut(processor, config.text_tokens, dense.config.text.vocab_size)
     if any(not is_recorded(folders[name], sources[name]) for name in sources):
         data_dir = data_folder(config, workdir)
         for name, source in sources.items():
@@ -145,7 +137,7 @@ def _examples(
     data_dir: Path,
     prepared_dir: Path,
     name: str,
-    cut: Callable[[Task, list[Example]], list[Example]],
+    cut: Prepare,
 ) -> Callable[[], Sequence[Example]]:
     options = {"image_first": config.image_first, "seed": config.seed}
     if name == UNUSUAL:

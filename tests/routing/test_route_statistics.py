@@ -7,7 +7,6 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.routing.statistics import (
     distinct_experts,
     distinct_experts_per_step,
-    group_similarity,
     popularity,
     signatures,
     temporal_locality,
@@ -66,16 +65,3 @@ def test_distinct_experts():
         distinct_experts(trace, 3)
     with pytest.raises(InputError, match="batch size"):
         distinct_experts_per_step(trace, 2)
-
-
-def test_groups_that_route_apart_are_told_apart(random_trace):
-    experts = np.zeros((8, 4, 2, 1), int)
-    experts[4:] = 1
-    trace = RoutingTrace(experts, 2, groups=("a",) * 4 + ("b",) * 4)
-    similarity = group_similarity(trace)
-    assert similarity.within_mean == pytest.approx(1.0)
-    assert similarity.across_mean == pytest.approx(0.0)
-    noise = group_similarity(random_trace(0, n=60))
-    assert abs(noise.cohens_d) < 0.5
-    with pytest.raises(InputError, match="two groups"):
-        group_similarity(trace.select(slice(0, 4)))
