@@ -15,14 +15,7 @@ from expertflow_jax.routing.statistics import signatures
 from expertflow_jax.routing.trace import RoutingTrace
 from expertflow_jax.studies.routing.modality import Tokens, spread
 from expertflow_jax.studies.routing.reuse import batch_steps, hit_rates, reuse_distances, working_sets
-from expertflow_jax.studies.routing.similarity import (
-    FOLDS,
-    Pairs,
-    by_load,
-    classify,
-    most_frequent,
-    word_counts,
-)
+from expertflow_jax.studies.routing.similarity import FOLDS, Pairs, by_load, classify, most_frequent, word_counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +37,21 @@ class Sample:
     clusters: Sequence[str]
 
 
+def common_kinds(labels: Sequence[str], fewest: int, labelling: str) -> Int[np.ndarray, " n"]:
+    """The prompts whose label at least `fewest` prompts have.
+
+    Raises:
+      InputError: fewer than two labels have as many.
+    """
+    kinds, counts = np.unique(np.array(labels), return_counts=True)
+    places = np.flatnonzero(np.isin(labels, kinds[counts >= fewest]))
+    if (counts >= fewest).sum() < 2:
+        raise InputError(
+            f"config key fewest: fewer than two kinds ({labelling}) have {fewest} prompts; lower it, or raise sequences"
+        )
+    return places
+
+
 def similarity_measures(sample: Sample, labelling: str, *, fewest: int, permutations: int, seed: int) -> dict[str, Any]:
     """Signatures within and across the labels that have at least `fewest` prompts, of all layers and of each.
 
@@ -51,12 +59,7 @@ def similarity_measures(sample: Sample, labelling: str, *, fewest: int, permutat
       InputError: fewer than two labels have as many.
     """
     labels = np.array(sample.labels[labelling])
-    names, counts = np.unique(labels, return_counts=True)
-    common = np.flatnonzero(np.isin(labels, names[counts >= fewest]))
-    if len(np.unique(labels[common])) < 2:
-        raise InputError(
-            f"fewer than two kinds ({labelling}) have {fewest} prompts; raise `sequences` or lower `fewest`"
-        )
+    common = common_kinds(labels.tolist(), fewest, labelling)
     chosen, clusters = labels[common].tolist(), np.array(sample.clusters)[common].tolist()
     part = sample.trace.select(common)
     counts_NxLxE = signatures(part, kind="counts", phase="prompt")
@@ -72,7 +75,7 @@ def similarity_measures(sample: Sample, labelling: str, *, fewest: int, permutat
 
     layers = range(part.num_layers)
     return {
-        "labels": {name: int((labels[common] == name).sum()) for name in np.unique(labels[common]).tolist()},
+        "labels": {name: chosen.count(name) for name in sorted(set(chosen))},
         "prompts": len(common),
         "folds": FOLDS,
         "routes": {**dataclasses.asdict(observed), "accuracy": accuracy(routes_NxLxE)},
@@ -85,7 +88,7 @@ def similarity_measures(sample: Sample, labelling: str, *, fewest: int, permutat
             **dataclasses.asdict(Pairs.of(drawn_NxLxE, clusters).compare(chosen)),
             "accuracy": accuracy(drawn_NxLxE),
         },
-        "words": {"accuracy": accuracy(word_counts([sample.prompts[place] for place in common]))},
+        "words": {"accuracy": accuracy(word_counts([sample.prompts[place] for place in common.tolist()]))},
         "most_frequent": most_frequent(chosen),
         "layers": [
             {

@@ -21,7 +21,13 @@ from expertflow_jax.processing.batching import Prompt
 from expertflow_jax.routing.fingerprint import fingerprint_of
 from expertflow_jax.routing.trace import RoutingTrace
 from expertflow_jax.routing.trace_set import TraceSet
-from expertflow_jax.studies.routing.measure import Sample, modality_measures, reuse_measures, similarity_measures
+from expertflow_jax.studies.routing.measure import (
+    Sample,
+    common_kinds,
+    modality_measures,
+    reuse_measures,
+    similarity_measures,
+)
 from expertflow_jax.tasks.base import Example, optional
 from expertflow_jax.tasks.digit_scenes.files import write_benchmark
 from expertflow_jax.tasks.encoding import encode_example
@@ -66,10 +72,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> dict[
         sample = _sample(config, counts, workdir)
         console = Console(width=118)
         dealt = {"permutations": config.permutations, "seed": config.seed}
-        labellings = [name for name, labels in sample.labels.items() if len(set(labels)) > 1]
         measures = {
             "similarity": {
-                name: similarity_measures(sample, name, fewest=config.fewest, **dealt) for name in labellings
+                name: similarity_measures(sample, name, fewest=config.fewest, **dealt) for name in sample.labels
             },
             "modality": modality_measures(sample, **dealt),
             "reuse": reuse_measures(sample, batch_size=config.batch_size, cache_sizes=config.cache_sizes),
@@ -93,6 +98,7 @@ def _sample(config: ml_collections.ConfigDict, counts: dict[str, int], workdir: 
     model_config = read_config(path)
     processor = Processor.from_directory(path) if (path / "tokenizer.json").exists() else None
     examples = _examples(config, counts, workdir, processor, model_config.text.vocab_size)
+    labels = _labels(examples, counts, config.fewest)
     _, dense, _ = checkpoints.load_dense_and_experts(path, jnp.float32)
     fingerprint = fingerprint_of(dense.config, dense)
 
@@ -105,11 +111,6 @@ def _sample(config: ml_collections.ConfigDict, counts: dict[str, int], workdir: 
     record(recorder, processor, lambda: examples, folder, source=source, batch_size=config.record_batch_size)
     trace = TraceSet.load(folder).trace
     prompts = [encode_example(processor, example) for example in examples]
-    tasks = np.repeat(list(counts), list(counts.values())).tolist()
-    labels = {
-        "task": tasks,
-        "group": [f"{task}: {example.group}" for task, example in zip(tasks, examples, strict=True)],
-    }
     clusters = [example.cluster for example in examples]
     image = _image_tokens(trace, prompts, getattr(model_config, "image_token_id", None))
     return Sample(trace, [prompt.input_ids for prompt in prompts], image, labels, clusters)
@@ -135,6 +136,20 @@ def _examples(
         prepared_dir=workdir / "tfds",
         prepare=documents_cut(processor, config.text_tokens, vocabulary),
     )
+
+
+def _labels(examples: list[Example], counts: dict[str, int], fewest: int) -> dict[str, list[str]]:
+    """Kinds of each prompt, where there are several: its benchmark, and its question type there.
+
+    Raises:
+      InputError: too few prompts of a kind.
+    """
+    tasks = np.repeat(list(counts), list(counts.values())).tolist()
+    groups = [f"{task}: {example.group}" for task, example in zip(tasks, examples, strict=True)]
+    several = {name: kinds for name, kinds in (("task", tasks), ("group", groups)) if len(set(kinds)) > 1}
+    for name, kinds in several.items():
+        common_kinds(kinds, fewest, name)
+    return several
 
 
 def _image_tokens(trace: RoutingTrace, prompts: list[Prompt], image_token: int | None) -> np.ndarray:

@@ -101,8 +101,8 @@ def test_reuse_distances_by_hand():
     assert working_sets(needed)[2].tolist() == pytest.approx([(3 + 3 + 3) / 3])
 
 
-def test_reuse_distances_foretell_what_the_engine_hits(random_trace):
-    """Exactly, once every expert that starts in a slot has been replaced or used: one expert a step, one layer."""
+def test_reuse_distances_foretell_what_the_engine_hits():
+    """Exactly, but for the experts that the cache begins with, whose first use hits: one expert a step, one layer."""
     rng = np.random.default_rng(4)
     experts = np.concatenate([np.arange(8), rng.integers(0, 8, 392)]).reshape(1, 400, 1, 1)
     trace = RoutingTrace(experts, 8, prompt_lengths=np.array([1]))
@@ -110,8 +110,7 @@ def test_reuse_distances_foretell_what_the_engine_hits(random_trace):
     assert len(steps) == 400
     distances = reuse_distances(np.stack([step.needed for step in steps]))
     for rate in hit_rates(steps, distances, (2, 4, 6, 8)):
-        assert rate.size < 8
-        assert rate.replayed == pytest.approx(rate.foretold, abs=6 / 400)  # those that the cache began with
+        assert rate.replayed == pytest.approx(rate.foretold + rate.size / 400)
 
 
 def test_steps_hold_every_token_once():
@@ -123,12 +122,13 @@ def test_steps_hold_every_token_once():
     np.testing.assert_array_equal(sum(step.rows for step in steps)[0], np.bincount(experts.reshape(-1), minlength=8))
 
 
+@pytest.mark.slow
 def test_the_command_writes_measures_and_report(tmp_path, capsys):
     from eval.routing import main
 
     overrides = [
-        *("--config.sequences.vqa_v2=60", "--config.sequences.mmbench=30", "--config.digit_scenes.val=400"),
-        *("--config.fewest=8", "--config.permutations=20", "--config.record_batch_size=45"),
+        *("--config.sequences.vqa_v2=80", "--config.sequences.mmbench=40", "--config.digit_scenes.val=400"),
+        *("--config.fewest=8", "--config.permutations=20", "--config.record_batch_size=40"),
     ]
     path = routing.__file__
     argv = [f"--config={path}", f"--workdir={tmp_path / 'run'}", *overrides]
