@@ -15,7 +15,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = "digit_scenes_moe"  # a committed model's name, a checkpoint directory, or a hub id
     config.seed = 0
 
-    config.data_dir = ""  # official files; empty: digit scenes, written to WORKDIR/data
+    config.data_dir = ""  # official files; empty: `benchmark`, written to WORKDIR/data
+    config.benchmark = "digit_scenes"  # or "easy_vqa" (pip install easy-vqa)
     config.digit_scenes = ml_collections.ConfigDict({"train": 64, "val": 3_000, "seed": 0})
     config.split = "val"
     config.image_first = False  # whether prompts show the image before the question

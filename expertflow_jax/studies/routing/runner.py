@@ -29,8 +29,8 @@ from expertflow_jax.studies.routing.measure import (
     similarity_measures,
 )
 from expertflow_jax.tasks.base import Example, optional
-from expertflow_jax.tasks.digit_scenes.files import write_benchmark
 from expertflow_jax.tasks.encoding import encode_example
+from expertflow_jax.tasks.provided import data_folder
 from expertflow_jax.tasks.registry import make_task
 
 MEASURES = "routing.json"
@@ -123,12 +123,8 @@ def _examples(
     processor: Processor | None,
     vocabulary: int,
 ) -> list[Example]:
-    data_dir = Path(config.data_dir) if config.data_dir else workdir / "data"
-    if not config.data_dir:
-        sizes = config.digit_scenes
-        write_benchmark(data_dir, train=sizes.train, val=sizes.val, seed=sizes.seed)
     return benchmark_examples(
-        data_dir,
+        data_folder(config, workdir),
         config.split,
         counts,
         image_first=config.image_first,
