@@ -150,7 +150,7 @@ _STYLE = """
 :root { color-scheme: light dark; --line: #8884; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
-ul, p { max-width: 60rem; }
+ul, p { max-width: 60rem; overflow-wrap: anywhere; }
 code, pre { font: .88em ui-monospace, monospace; }
 pre { overflow-x: auto; background: #8881; padding: .8rem; border-radius: .3rem; }
 figure { margin: 1.5rem 0; }

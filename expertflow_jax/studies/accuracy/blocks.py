@@ -11,7 +11,7 @@ from expertflow_jax.harness.looks import ordered
 from expertflow_jax.harness.rows import CellRow
 from expertflow_jax.studies.accuracy.performance import SUBJECT, at_equal_memory
 from expertflow_jax.studies.accuracy.tables import MISSING, Comparisons, block_sizes
-from expertflow_jax.studies.accuracy.wording import clock_note, in_blocks, span
+from expertflow_jax.studies.accuracy.wording import clock_note, count, in_blocks, span
 
 BASELINE = "cache_moe"  # the best without a forecast
 _MIB = 1 << 20
@@ -128,11 +128,24 @@ def _costs(cells: Sequence[Gain]) -> list[str]:
                 for some in ([gain.alone for gain in here], [gain.row for gain in here])
             )
             sentences.append(
-                f"What{in_blocks(size)} it costs: the first token comes after {after} ms instead of {before} "
+                f"The cost of blocks of {size} batches: the first token comes after {after} ms instead of {before} "
                 f"(**{span(gain.first_token or 0.0 for gain in here)}** as long), and up to "
-                f"{max(gain.more_memory for gain in here):.2f} MiB more of device memory."
+                f"{max(gain.more_memory for gain in here):.2f} MiB more of device memory{_beyond_resident(here)}."
             )
     return sentences
+
+
+def _beyond_resident(cells: Sequence[Gain]) -> str:
+    """What is to be said where all experts would fit into the memory of the block."""
+    pairs = [(gain.row, gain.resident) for gain in cells if gain.resident is not None]
+    beyond = [whole for row, whole in pairs if row.memory_budget_bytes >= whole.memory_budget_bytes]
+    if not beyond:
+        return ""
+    needs = span((whole.memory_budget_bytes / _MIB for whole in beyond), "{:.1f}")
+    return (
+        f"; in {len(beyond)} of {count(len(pairs), 'cell')} all experts, batch by batch, would fit into as much "
+        f"({needs} MiB): this model's experts are small beside the caches of so many sequences"
+    )
 
 
 def _equal_memory(rows: Sequence[CellRow], cells: Sequence[Gain]) -> list[str]:

@@ -64,6 +64,7 @@ def answer(rows: Sequence[CellRow]) -> Paragraph:
             f"**{waiting.identical} of {count(len(waiting.cells), 'cell')}**, against the all-resident run of the same "
             "batches."
         )
+        sentences += _accuracies(rows)
     if lossy.verdicts:
         sentences.append(f"Of {count(len(lossy.verdicts), 'cell')} that accept losses, {_lossy_clauses(lossy)}.")
     sizes = subject_blocks(rows)
@@ -78,6 +79,35 @@ def answer(rows: Sequence[CellRow]) -> Paragraph:
     if not sentences:
         sentences.append("Every cell has all experts on the device and is lossless, so there is nothing to compare.")
     return Paragraph(" ".join(sentences))
+
+
+def _accuracies(rows: Sequence[CellRow]) -> list[str]:
+    """For each task the all-resident accuracy, and the verdict on cells that wait, over which sizes."""
+    sentences = []
+    for task in ordered(row.task for row in rows):
+        cells = [row for row in rows if row.task == task and row.lossless and row.policy != "resident"]
+        whole = [row for row in rows if row.task == task and row.policy == "resident" and row.lossless]
+        if not whole:
+            continue
+        first = min(whole, key=lambda row: (row.seed, row.scheduler != "fifo", row.batches_per_block))
+        sentence = (
+            f"On {task} the all-resident run is right in {percent(first.accuracy)}% "
+            f"[{percent(first.accuracy_ci_low)}, {percent(first.accuracy_ci_high)}]"
+        )
+        proved = sum(row.equivalence_p == 0 for row in cells)
+        shown = sum(0 < row.equivalence_p < ALPHA for row in cells)
+        if cells:
+            sentence += (
+                f"; that waiting for experts has no impact is proved, bit for bit, in {proved} of "
+                f"{count(len(cells), 'cell')} (cache fractions "
+                f"{span((row.cache_fraction for row in cells), '{:.3g}')})"
+            )
+            if shown:
+                sentence += f", and shown by test within {margin([first.equivalence_margin])} in {shown}"
+            if moved := [row.accuracy_delta for row in cells if row.accuracy_delta]:
+                sentence += f", with differences of {span((100 * d for d in moved), '{:+.1f}')} points in the others"
+        sentences.append(sentence + ".")
+    return sentences
 
 
 def _lossy_clauses(lossy: "LossyCells") -> str:

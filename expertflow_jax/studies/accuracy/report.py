@@ -13,6 +13,7 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.files import write_atomically
 from expertflow_jax.harness.document import Block, Code, Grid, Heading, Paragraph, Picture, to_html, to_markdown
 from expertflow_jax.harness.looks import ordered
+from expertflow_jax.harness.paper import write_tables
 from expertflow_jax.harness.rows import CellRow
 from expertflow_jax.harness.workdir import ENVIRONMENT, read_json, version_changes
 from expertflow_jax.studies.accuracy.evaluators import evaluator_blocks
@@ -30,7 +31,7 @@ __all__ = ["render_table", "write_report"]
 def write_report(
     workdir: str | Path, *, command: str = "python -m eval.study", cells: Collection[str] | None = None
 ) -> tuple[Path, Path]:
-    """Writes report.md, report.html and plots/*.png into `workdir`.
+    """Writes report.md, report.html, plots/*.png and tables/* (LaTeX, CSV) into `workdir`.
 
     Args:
       command: how the study was started, as the report shows it.
@@ -80,12 +81,15 @@ def write_report(
     ]
     short, full = _grid(rows, []), _grid(rows, rest)
     files = (
-        "All keys of every cell are in `results.csv`, the answers in `predictions/`.",
-        "A click on a heading sorts. The same rows are in `results.csv`, the answers in `predictions/`.",
+        "All keys of every cell are in `results.csv`, the answers in `predictions/`. The tables of this report are in "
+        "`tables/`, as LaTeX (booktabs) and CSV.",
+        "A click on a heading sorts. The same rows are in `results.csv`, the answers in `predictions/`. The tables of "
+        "this report are in `tables/`, as LaTeX (booktabs) and CSV.",
     )
     report, html = folder / "report.md", folder / "report.html"
     write_atomically(report, to_markdown([*blocks, Paragraph(files[0]), short, *after], folder).encode())
     write_atomically(html, to_html([*blocks, Paragraph(files[1]), full, *after]).encode())
+    write_tables([*blocks, short], folder / "tables")
     return report, html
 
 

@@ -81,6 +81,7 @@ def test_what_blocks_buy_and_cost_is_said(rows, tmp_path):
         "`expertflow` in blocks of 8 batches: **4.00x** the tokens per second",
         "0.60x the speed of the all-resident run",
         "the first token comes after 160 ms instead of 20 (**8.00x** as long), and up to 3.34 MiB more",
+        "in 4 of 4 cells all experts, batch by batch, would fit into as much (19.2 MiB)",
         "in blocks of 8 `greedy` **costs more than it saves** (0.95x; single batches: 1.10x)",
         "| expertflow | fifo | 8 | 0.5 | 4.00x | 0.60x |",
         "`expertflow` in order of arrival in blocks of 8 batches, waiting for misses, at equal cache size",
@@ -88,6 +89,8 @@ def test_what_blocks_buy_and_cost_is_said(rows, tmp_path):
         assert sentence in text
     first = answer(rows).text
     assert "Blocks of 8 batches make `expertflow` **4.00x** as fast as single batches" in first
+    assert "On vqa_v2 the all-resident run is right in 75.0% [67.0, 82.0]; that waiting" in first
+    assert "proved, bit for bit, in 10 of 10 cells (cache fractions 0.25 to 0.5)" in first
     assert "the speed of `expertflow` is **1.20x** that of `cache_moe`" in first
 
 
@@ -101,6 +104,9 @@ def test_tables_have_a_column_only_where_it_says_something(rows, tmp_path):
     assert "in blocks of 1, 8 (M)" in report.read_text()
     assert "batches_per_block" not in html.read_text().partition("<details>")[0]  # it is the column M
     assert (tmp_path / "plots" / "vqa_v2_blocks.png").exists()
+    tables = sorted(path.name for path in (tmp_path / "tables").iterdir())
+    assert [name for name in tables if "all-cells" in name] == tables[-2:]
+    assert any("what-do-blocks-of-batches-buy" in name for name in tables)
 
 
 def test_the_plot_of_blocks_has_a_line_for_each(rows):
