@@ -134,6 +134,7 @@ _FIELDS = (
     Field("miss_options", str, "study", "all options of the miss policy with their values", optional=True),
     _text("expert_dtype", "study", "that experts are kept, moved and cached in; int8 and int4 change answers"),
     Field("lossless", bool, "study", "nothing changes answers: policy, misses, experts as in the checkpoint"),
+    _text("size", "study", "the cell's size as the config names it: slots / experts, or device memory for everything"),
     _rate("cache_fraction", f"{BOTH} scale ablations blocks", "slots / experts"),
     _count("slots", f"{BOTH} blocks", "experts that fit on the device"),
     _count("memory_budget_bytes", f"{BOTH} blocks", "device memory for everything, as planned", "bytes"),

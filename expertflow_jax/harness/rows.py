@@ -134,6 +134,7 @@ class CellRow(Measured):
     miss_options: str | None
     expert_dtype: str
     lossless: bool
+    size: str
     host_bytes: int
     batches_per_block: int
     seed: int

@@ -25,6 +25,7 @@ NOTHING = (
     "cache_prior(strength=0)",
     "low_precision(t1=1, t2=1)",
     "defer(experts=0)",
+    "buddy(flat=1.1)",
     "wait",
 )
 
@@ -93,6 +94,23 @@ def test_drop_weak_drops_what_is_absent_weak_and_awaited_by_nobody(step, below):
         if not step.usable[expert]:
             rows, places = np.nonzero(step.expert_ids == expert)
             assert (places == 0).any() or (shares(step.weights)[rows, places] >= below / top_k).any()
+
+
+def test_buddies_without_a_record_are_those_that_the_run_has_met(tmp_path):
+    trace, path = recorded(tmp_path)
+    counting = make_miss_policy("buddy", flat=0)
+    for layer in range(trace.num_layers):
+        ids_NK = trace.experts[:, :, layer].reshape(-1, trace.top_k)
+        equal = np.full(ids_NK.shape, 1 / trace.top_k, np.float32)
+        text, usable = np.zeros(len(ids_NK), bool), np.zeros(trace.num_experts, bool)
+        probs_NE = np.full((len(ids_NK), trace.num_experts), 1 / trace.num_experts, np.float32)
+        met = LayerStep(layer, trace.num_layers, ids_NK, equal, probs_NE, usable, text, text)
+        assert counting.decide(met).as_chosen  # nothing has arrived that could stand in
+    some = LayerStep(
+        0, trace.num_layers, ids_NK[:6], equal[:6], probs_NE[:6], np.arange(8) % 2 == 0, text[:6], text[:6]
+    )
+    knowing = make_miss_policy("buddy", flat=0, trace=path)
+    np.testing.assert_array_equal(counting.decide(some).expert_ids, knowing.decide(some).expert_ids)
 
 
 @settings(max_examples=100, deadline=None)
@@ -252,7 +270,7 @@ def test_losses_are_counted(name, step):
 def test_options_are_recorded_with_their_defaults():
     assert make_miss_policy("wait").options == ""
     assert make_miss_policy("drop_weak").options == "below=1.0, layers='all', phase='decode', tokens='both'"
-    assert all(make_miss_policy(name).options for name in MISS_POLICIES if name not in ("wait", "buddy"))
+    assert all(make_miss_policy(name).options for name in MISS_POLICIES if name != "wait")
 
 
 @pytest.mark.parametrize(
@@ -264,7 +282,7 @@ def test_options_are_recorded_with_their_defaults():
         ("cache_prior(strength=-1)", "strength=-1; want"),
         ("cache_prior(top_j=0.5)", "top_j=0.5; want a whole number"),
         ("fewer_experts(top_k=0)", "top_k=0; want a whole number from 1 up"),
-        ("buddy", "give it a recorded trace"),
+        ("buddy(trace=3)", "trace is a path"),
         ("buddy(trace='nowhere.npz')", "nowhere.npz"),
         ("low_precision(bits=2)", "bits=2; want 8 or 4"),
         ("low_precision(t1=0.9, t2=0.5)", "t2=0.5 is below t1=0.9"),

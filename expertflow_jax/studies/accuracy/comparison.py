@@ -140,6 +140,7 @@ def make_row(
         miss_options=misses.options or None,
         expert_dtype=model.expert_dtype,
         lossless=misses.lossless and cell.variant.lossless and not model.quantized,
+        size=cell.size,
         host_bytes=execution.plan.host_bytes + copies_bytes,
         seed=cell.seed,
         num_examples=len(data.examples),

@@ -80,8 +80,16 @@ def ways(rows: Sequence[CellRow]) -> list[Way]:
 
 
 def size_of(row: CellRow) -> tuple[str, int]:
-    """Cache fraction as it is shown, and M."""
-    return f"{row.cache_fraction:.3g}", row.batches_per_block
+    """The size as the config names it, and M."""
+    return row.size, row.batches_per_block
+
+
+def sizes(candidates: Sequence[Way]) -> list[tuple[str, int]]:
+    """Their sizes, fractions before budgets, from the smallest up."""
+    first: dict[tuple[str, int], CellRow] = {}
+    for way in candidates:
+        first.setdefault(size_of(way.row), way.row)
+    return sorted(first, key=lambda size: ("B" in size[0], first[size].memory_budget_bytes, size[1]))
 
 
 def dominated(way: Way, others: Sequence[Way]) -> bool:
@@ -118,15 +126,15 @@ def frontier(rows: Sequence[CellRow]) -> list[Block]:
     sentences = [_sentence([way for way in all_ways if way.family == family]) for family in families]
     several = len(block_sizes(way.row for way in all_ways)) > 1
     blocks_title = ["M"] if several else []
-    titles = ["losses", "policy", "scheduler", *blocks_title, "cache", "speed", "difference", "shown"]
+    titles = ["losses", "policy", "scheduler", *blocks_title, "size", "speed", "difference", "shown"]
     titles += ["dominated", "mass lost"]
     lines = [_line(way, dominated(way, all_ways), several) for way in all_ways]
     blocks: list[Block] = [
         Paragraph(
-            f"The most speed over waiting, with the same cache policy and as many slots, of each way to lose less than "
+            f"The most speed over waiting, with the same cache policy and size, of each way to lose less than "
             f"{allowed} on every task{clock_note(rows)}. `shown` counts the tasks on which equivalence is proved at "
-            "that margin, after adjustment; elsewhere it is only not refuted. Quantised experts take less memory in "
-            "the same number of slots."
+            "that margin, after adjustment; elsewhere it is only not refuted. Sizes are slots / experts, where "
+            "quantised experts take less memory, or budgets for everything on the device, where they get more slots."
         ),
         Bullets(sentences),
     ]
@@ -139,7 +147,7 @@ def _sentence(candidates: Sequence[Way]) -> str:
     family = candidates[0].family
     control = " (control)" if family in CONTROLS else ""
     clauses = []
-    for size in sorted({size_of(way.row) for way in candidates}, key=lambda size: (float(size[0]), size[1])):
+    for size in sizes(candidates):
         best = fastest_within([way for way in candidates if size_of(way.row) == size])
         place = f"at {size[0]}{in_blocks(size[1])}"
         clauses.append(f"{place} {_clause(best) if best else 'nothing within the margin'}")
@@ -166,7 +174,7 @@ def _line(way: Way, is_dominated: bool, with_blocks: bool) -> list[str]:
         way.row.policy,
         way.row.scheduler,
         *([str(way.row.batches_per_block)] if with_blocks else []),
-        f"{way.row.cache_fraction:.3g}",
+        way.row.size,
         span(way.speeds),
         "; ".join(
             f"{points(row.accuracy_delta)} [{points(row.delta_ci_low)}, {points(row.delta_ci_high)}]" for row in rows

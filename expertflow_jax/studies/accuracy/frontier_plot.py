@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from expertflow_jax.harness.looks import ordered, policy_look
 from expertflow_jax.harness.rows import CellRow
-from expertflow_jax.studies.accuracy.frontier import CONTROLS, Way, dominated, size_of, ways
+from expertflow_jax.studies.accuracy.frontier import CONTROLS, Way, dominated, size_of, sizes, ways
 from expertflow_jax.studies.accuracy.wording import in_blocks
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F3FBF", "#5E3C1E", "#999999")
@@ -23,9 +23,9 @@ def draw_frontier(rows: Sequence[CellRow]) -> Figure | None:
     if not any(family not in CONTROLS for family in families):
         return None
     colours = {family: _COLOURS[i % len(_COLOURS)] for i, family in enumerate(families)}
-    sizes = sorted({size_of(way.row) for way in all_ways}, key=lambda size: (float(size[0]), size[1]))
-    figure = Figure(figsize=(5.2 * len(sizes) + 2.5, 4.9), layout="constrained")
-    for ax, size in zip(figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0], sizes, strict=True):
+    panels = sizes(all_ways)
+    figure = Figure(figsize=(5.2 * len(panels) + 2.5, 4.9), layout="constrained")
+    for ax, size in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
         here = [way for way in all_ways if size_of(way.row) == size]
         for way in here:
             _point(ax, way, colours[way.family], _FAINT if dominated(way, here) else 1.0)
@@ -33,7 +33,8 @@ def draw_frontier(rows: Sequence[CellRow]) -> Figure | None:
         allowed = 100 * max(row.equivalence_margin for row in rows)
         ax.axhspan(-allowed, allowed, color="#000000", alpha=0.07, lw=0)
         ax.axhline(0, color="black", lw=0.7)
-        ax.set(title=f"cache fraction {size[0]}{in_blocks(size[1])}", xlabel="speed relative to waiting")
+        what = "device memory" if "B" in size[0] else "cache fraction"
+        ax.set(title=f"{what} {size[0]}{in_blocks(size[1])}", xlabel="speed relative to waiting")
     figure.axes[0].set_ylabel("difference in accuracy, points (95%)")
     figure.legend(handles=_handles(colours, all_ways), loc="outside right upper")
     return figure

@@ -51,6 +51,11 @@ class Cell:
         return dataclasses.replace(self.reference, scheduler="fifo")
 
     @property
+    def size(self) -> str:
+        """As the config names it: a fraction, or a budget."""
+        return self.memory_budget or f"{self.cache_fraction:g}"
+
+    @property
     def variant(self) -> Variant:
         """The policy with where its forecast comes from."""
         return Variant.of(self.policy)
@@ -75,11 +80,11 @@ class Cell:
 
     def label(self) -> str:
         """Short name for progress and messages."""
-        size = self.memory_budget or f"{self.cache_fraction:g}"
         quantized = f"/{self.expert_dtype}" if self.expert_dtype else ""
         block = f" x{self.batches_per_block}" if self.batches_per_block > 1 else ""
         return (
-            f"{self.task} {self.policy}/{self.scheduler}/{self.miss_policy}{quantized}{block} @{size} seed {self.seed}"
+            f"{self.task} {self.policy}/{self.scheduler}/{self.miss_policy}{quantized}{block} "
+            f"@{self.size} seed {self.seed}"
         )
 
 

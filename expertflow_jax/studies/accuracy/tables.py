@@ -36,11 +36,13 @@ class Comparisons:
     def __init__(self, rows: Iterable[CellRow]):
         self._by_slots: dict[tuple, CellRow] = {}
         self._by_budget: dict[tuple, CellRow] = {}
+        self._by_name: dict[tuple, CellRow] = {}
         self._resident: dict[tuple, CellRow] = {}
         for row in rows:
             key = (row.task, row.seed, row.policy, row.scheduler, row.losses, row.batches_per_block)
             self._by_slots[*key, row.slots] = row
             self._by_budget[*key, row.memory_budget_bytes] = row
+            self._by_name[*key, row.size] = row
             if row.policy == "resident" and row.lossless:
                 key = (row.task, row.seed, row.scheduler)
                 self._resident[key] = min(row, self._resident.get(key, row), key=lambda r: r.batches_per_block)
@@ -59,7 +61,11 @@ class Comparisons:
         if policy == "resident":
             return self._resident.get((row.task, row.seed, scheduler))
         key = (row.task, row.seed, policy, scheduler, losses, batches_per_block or row.batches_per_block)
-        return self._by_slots.get((*key, row.slots)) or self._by_budget.get((*key, row.memory_budget_bytes))
+        return (
+            self._by_slots.get((*key, row.slots))
+            or self._by_budget.get((*key, row.memory_budget_bytes))
+            or self._by_name.get((*key, row.size))
+        )
 
     def speed_up(self, row: CellRow, **other: Any) -> float | None:
         """Tokens per second of `row` over those of `same_size(row, **other)`, if there is such a cell."""
