@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from expertflow_jax.inference.loading import LoadedModel
-from expertflow_jax.offload.store import ExpertStore
+from expertflow_jax.offload.store import ExpertSizes, ExpertStore
 from expertflow_jax.offload.tiers import TieredStore
 from expertflow_jax.predictor import Predictor
 from expertflow_jax.processing.batching import Prompt
@@ -38,7 +38,7 @@ class Setup:
 
     name: str
     stages: Any
-    store: ExpertStore | TieredStore
+    store: ExpertStore | TieredStore | ExpertSizes
     config: Any
     full: LayerSize
     recording: Recording
@@ -93,11 +93,20 @@ def trained_setup(
 
 
 def shape_setup(
-    name: str, recording: Recording, uses: tuple[np.ndarray, np.ndarray], predictor: Predictor, seed: int
+    name: str,
+    recording: Recording,
+    uses: tuple[np.ndarray, np.ndarray],
+    predictor: Predictor,
+    seed: int,
+    weights: bool = True,
 ) -> Setup:
-    """A shape with random weights and the recorded routing."""
+    """A shape with random weights and the recorded routing.
+
+    Args:
+      weights: false leaves them out: enough to plan a run.
+    """
     shape = shapes.find_shape(name)
-    stages, store = shapes.build(shape, seed)
+    stages, store = shapes.build(shape, seed) if weights else shapes.describe(shape)
     sizes = (shape.num_layers, shape.full.num_experts, shape.full.top_k)
     rng = np.random.default_rng(seed)
     prompts = [

@@ -21,7 +21,7 @@ from expertflow_jax.models.decoder_config import DecoderConfig
 from expertflow_jax.models.mixtral import MixtralConfig
 from expertflow_jax.models.qwen2_moe import Qwen2MoeConfig
 from expertflow_jax.models.qwen3_moe import Qwen3MoeConfig
-from expertflow_jax.offload.store import ExpertStore
+from expertflow_jax.offload.store import ExpertSizes, ExpertStore
 from expertflow_jax.simulation.gpus import LayerSize
 
 VOCABULARY = 512
@@ -36,6 +36,9 @@ class Shape:
       full: the published model's MoE layer.
       family: whose decoder block it is.
       d_model, d_ff, num_layers, heads, kv_heads, head_dim, shared_d_ff: cut down; E and K stay.
+      vocabulary: V.
+      dtype: of the weights.
+      distinct: experts that have numbers of their own, the others repeat them; 0: all.
     """
 
     full: LayerSize
@@ -47,6 +50,27 @@ class Shape:
     kv_heads: int
     head_dim: int = 32
     shared_d_ff: int = 0
+    vocabulary: int = VOCABULARY
+    dtype: str = "float32"
+    distinct: int = 0
+
+    def whole(self, num_layers: int, vocabulary: int) -> "Shape":
+        """The published model itself, in bfloat16: tens of gigabytes, of which a few numbers are drawn and repeated,
+        since only their moving and multiplying is timed."""
+        full = self.full
+        return dataclasses.replace(
+            self,
+            d_model=full.d_model,
+            d_ff=full.d_ff,
+            num_layers=num_layers,
+            heads=full.heads,
+            kv_heads=full.kv_heads,
+            head_dim=full.head_dim,
+            shared_d_ff=full.shared_d_ff,
+            vocabulary=vocabulary,
+            dtype="bfloat16",
+            distinct=4,
+        )
 
 
 QWEN3_VL_30B = LayerSize(2048, 768, 128, 8, 32, 4, 128)
@@ -65,20 +89,25 @@ SHAPES = {
     "qwen3_vl_30b_a3b": Shape(QWEN3_VL_30B, Qwen3MoeConfig, 256, 96, 4, 16, 2),
     **{f"switch_base_{experts}": shape for experts, shape in SWITCH.items()},
 }
+WHOLE = {
+    "mixtral_8x7b_whole": SHAPES["mixtral_8x7b"].whole(32, 32_000),
+    "qwen3_vl_30b_a3b_whole": SHAPES["qwen3_vl_30b_a3b"].whole(48, 151_936),
+}
+ALL = SHAPES | WHOLE
 
 
 def find_shape(name: str) -> Shape:
     """The shape of this name; raises InputError if there is none."""
-    if name not in SHAPES:
-        raise InputError(f"config: no shape {name!r}; known are {', '.join(SHAPES)}")
-    return SHAPES[name]
+    if name not in ALL:
+        raise InputError(f"config: no shape {name!r}; known are {', '.join(ALL)}")
+    return ALL[name]
 
 
 def config_of(shape: Shape) -> Family:
     """The cut-down model's config."""
     qwen3, qwen2 = shape.family is Qwen3MoeConfig, shape.family is Qwen2MoeConfig
     text = DecoderConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=shape.vocabulary,
         hidden_size=shape.d_model,
         num_hidden_layers=shape.num_layers,
         num_attention_heads=shape.heads,
@@ -99,14 +128,26 @@ def config_of(shape: Shape) -> Family:
 
 
 def build(shape: Shape, seed: int) -> tuple[Stages, ExpertStore]:
-    """Compiled stages and a full host tier with random weights, float32."""
-    config = config_of(shape)
-    stages = Stages(CausalLM(config, rngs=nnx.Rngs(seed), with_experts=False))
-    layout = config.text.expert_layout(jnp.dtype(jnp.float32))
+    """Compiled stages and a full host tier with random weights."""
+    config, dtype = config_of(shape), jnp.dtype(shape.dtype)
+    stages = Stages(CausalLM(config, rngs=nnx.Rngs(seed), dtype=dtype, with_experts=False))
+    layout = config.text.expert_layout(dtype)
     store = ExpertStore(layout, shape.num_layers, shape.full.num_experts)
-    rng = np.random.default_rng(seed)
-    for layer in range(shape.num_layers):
-        for expert in range(shape.full.num_experts):
-            scale = np.float32(shape.d_model**-0.5)
-            store.put(layer, expert, *(scale * rng.standard_normal(s, np.float32) for s in layout.part_shapes))
+    rng, scale = np.random.default_rng(seed), np.float32(shape.d_model**-0.5)
+
+    def draw() -> list[np.ndarray]:
+        return [(scale * rng.standard_normal(s, np.float32)).astype(dtype) for s in layout.part_shapes]
+
+    repeated = [draw() for _ in range(shape.distinct)]
+    for key in range(shape.num_layers * shape.full.num_experts):
+        matrices = repeated[key % shape.distinct] if shape.distinct else draw()
+        store.put(*divmod(key, shape.full.num_experts), *matrices)
     return stages, store
+
+
+def describe(shape: Shape) -> tuple[Stages, ExpertSizes]:
+    """The same without weights, of which a plan needs only the sizes."""
+    config, dtype = config_of(shape), jnp.dtype(shape.dtype)
+    module = nnx.eval_shape(lambda: CausalLM(config, rngs=nnx.Rngs(0), dtype=dtype, with_experts=False))
+    stages = Stages(module, put=lambda array, _: array)
+    return stages, ExpertSizes(shape.num_layers, shape.full.num_experts, config.text.expert_layout(dtype).nbytes)

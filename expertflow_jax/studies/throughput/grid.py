@@ -9,7 +9,7 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.harness.cells import Axis, grids, made_by, number, one_of, values
 from expertflow_jax.offload.variant import Variant
 from expertflow_jax.simulation.gpus import check_link
-from expertflow_jax.workloads.shapes import SHAPES
+from expertflow_jax.workloads.shapes import ALL, SHAPES
 from expertflow_jax.workloads.windows import PHASES
 
 
@@ -51,7 +51,7 @@ def cells_of(config: ml_collections.ConfigDict) -> list[Cell]:
     timed = [size for size, *_ in config.windows]
     sizes = one_of(timed, hint="config key windows has entries for these alone")
     axes = (
-        Axis("models", one_of((config.model, *SHAPES))),
+        Axis("models", one_of((config.model, *ALL))),
         Axis("phases", one_of(PHASES)),
         Axis("batch_sizes", sizes),
         Axis("cache_fractions", number(0.0, 1.0, unit="it is slots / experts, 0 one slot")),

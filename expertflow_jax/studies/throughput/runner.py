@@ -5,7 +5,7 @@ import dataclasses
 import gc
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from expertflow_jax import gpu_caps, interrupts
+from expertflow_jax.errors import InputError
 from expertflow_jax.files import make_folder, write_atomically, write_json
 from expertflow_jax.harness import timeline
 from expertflow_jax.harness.inputs import claimed_workdir, model_files
@@ -47,24 +48,28 @@ class Models:
 
     def __init__(self, config: ml_collections.ConfigDict):
         self._config = config
-        self._setups: dict[str, Setup] = {}
+        self._setups: dict[tuple[str, bool], Setup] = {}
         self.model, self.predictor = load_with_predictor(config.model, config.predictor)
         steps = max(steps for *_, steps in config.windows)
         self.recording = record_questions(self.model, config.sequences, steps, config.seed)
         self._uses = setups.predicted_uses(self.predictor, self.recording)
 
-    def get(self, name: str) -> Setup:
-        if name not in self._setups:
+    def get(self, name: str, weights: bool = True) -> Setup:
+        """The model of this name; a shape without `weights` is enough for a plan."""
+        if name == self.model.name:
+            weights = True
+        if (name, weights) not in self._setups:
             if name == self.model.name:
-                self._setups[name] = setups.trained_setup(self.model, self.recording, self._uses, self.predictor)
+                setup = setups.trained_setup(self.model, self.recording, self._uses, self.predictor)
             else:
-                seed = self._config.seed
-                self._setups[name] = setups.shape_setup(name, self.recording, self._uses, self.predictor, seed)
-        return self._setups[name]
+                options = self.predictor, self._config.seed, weights
+                setup = setups.shape_setup(name, self.recording, self._uses, *options)
+            self._setups[name, weights] = setup
+        return self._setups[name, weights]
 
-    def window(self, cell: Cell) -> Window:
+    def window(self, cell: Cell, weights: bool = True) -> Window:
         steps = {size: steps for size, *_, steps in self._config.windows}[cell.batch_size]
-        window = make_window(self.get(cell.model), cell.phase, cell.batch_size, cell.batches, steps)
+        window = make_window(self.get(cell.model, weights), cell.phase, cell.batch_size, cell.batches, steps)
         return _ready(dataclasses.replace(window, batches_per_block=cell.batches_per_block))
 
     def reference_window(self, name: str) -> Window:
@@ -83,9 +88,10 @@ def plan(config: ml_collections.ConfigDict) -> None:
     """Prints the cells with their memory; measures nothing."""
     cells, console, models = cells_of(config), Console(width=118), Models(config)
     for cell in cells:
-        window = models.window(cell)
-        memory = window.plan(cell.cache_fraction, True).describe()
-        parts = ", ".join(f"{part} {format_bytes(size)}" for part, size in memory)
+        window = models.window(cell, weights=False)
+        memory = window.plan(cell.cache_fraction, True)
+        sizes = [*memory.describe(), ("host", memory.host_bytes)]
+        parts = ", ".join(f"{part} {format_bytes(size)}" for part, size in sizes)
         console.print(f"{cell.label()}: {window.num_steps} steps, {window.tokens} tokens; {parts}", highlight=False)
     runs = sum(len(cell.variants) for cell in cells) * (config.repeats + 1)
     console.print(f"{len(cells)} cells, {runs} runs; link {config.link}")
@@ -108,19 +114,35 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
         whole = _whole_cells(results.rows, cells)
         results.keep(lambda row: row.cell in whole)
         models = Models(config)
+        too_large = _too_large(models, cells)
         alone = [cell for cell in cells if cell.batches_per_block == 1]
         headline = next((cell for cell in alone if cell.key[:4] == tuple(config.headline)), None)
         with _progress(len(cells) + sections.count(config)) as advance:
             lines = sections.run_sections(config, models, place, advance, deadline)
             for cell in cells:
                 advance(cell.label())
+                if cell.key in too_large:
+                    continue
                 if cell.key not in whole and time.monotonic() <= deadline:
                     results.append_together(_run_cell(config, models, cell, workdir, cell is headline))
                     whole.add(cell.key)
-        left = [cell.label() for cell in cells if cell.key not in whole]
+        left = [cell.label() for cell in cells if cell.key not in whole and cell.key not in too_large]
         write_atomically(workdir / "results.csv", to_csv(results.rows))
         write_report(workdir, results.rows, lines, left, config, command, console)
     return results.rows
+
+
+def _too_large(models: Models, cells: Sequence[Cell]) -> set[tuple]:
+    """Keys of the cells whose reference, everything resident, this device does not hold; says so on standard error."""
+    keys = set()
+    for cell in cells:
+        plan = models.window(cell, weights=False).plan(1.0, False)
+        try:
+            gpu_caps.check(gpu_caps.Needs(device_bytes=plan.total_bytes))
+        except InputError as error:
+            print(f"warning: {cell.label()} is left out, everything resident does not fit: {error}", file=sys.stderr)
+            keys.add(cell.key)
+    return keys
 
 
 def _whole_cells(rows: list[Row], cells: list[Cell]) -> set[tuple]:
@@ -170,8 +192,6 @@ def _run_cell(
         name: resident_plan if v.whole else window.plan(cell.cache_fraction, v.forecast == "predictor")
         for name, v in variants.items()
     }
-    for memory in plans.values():
-        gpu_caps.check(gpu_caps.Needs(device_bytes=memory.total_bytes))
     compile_groups(window)
     reference = run_once(window, RESIDENT, 0, link)  # compiles, and says what each step needs
     warm = {
