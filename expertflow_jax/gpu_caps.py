@@ -68,7 +68,7 @@ def settings_for(needs: Needs, machine: Machine, environment: Mapping[str, str])
             f"experts take {format_bytes(needs.host_bytes)} of pinned host memory, the machine has "
             f"{format_bytes(machine.host_bytes)}; state a lower host_memory_budget"
         )
-    if needs.host_bytes > _host_limit(environment):
+    if needs.host_bytes > host_limit(environment):
         if HOST_LIMIT in environment:
             raise InputError(_host_refusal(needs, environment))
         settings[HOST_LIMIT] = str(_limit_for(needs))
@@ -111,7 +111,7 @@ def check_running(needs: Needs, limit_bytes: int | None, environment: Mapping[st
     Raises:
       InputError: too much is needed; names the variable to set and its value.
     """
-    if needs.host_bytes > _host_limit(environment):
+    if needs.host_bytes > host_limit(environment):
         raise InputError(_host_refusal(needs, environment))
     if limit_bytes is not None and needs.device_bytes > limit_bytes:
         name = _named_fraction(environment) or FRACTION
@@ -191,7 +191,8 @@ def _smallest_card() -> int | None:
         return None
 
 
-def _host_limit(environment: Mapping[str, str]) -> int:
+def host_limit(environment: Mapping[str, str]) -> int:
+    """Bytes of pinned host memory that XLA allows."""
     try:
         return int(environment[HOST_LIMIT]) * _GIB
     except (KeyError, ValueError):  # XLA does not take what is no whole number either
@@ -231,7 +232,7 @@ def _fraction_for(device_bytes: int, card_bytes: int) -> str:
 def _host_refusal(needs: Needs, environment: Mapping[str, str]) -> str:
     return (
         f"experts take {format_bytes(needs.host_bytes)} of pinned host memory, {HOST_LIMIT} allows "
-        f"{format_bytes(_host_limit(environment))}; set {HOST_LIMIT}={_limit_for(needs)} before Python starts, or "
+        f"{format_bytes(host_limit(environment))}; set {HOST_LIMIT}={_limit_for(needs)} before Python starts, or "
         "state a lower host_memory_budget"
     )
 
