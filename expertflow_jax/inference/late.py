@@ -20,14 +20,14 @@ class Late:
     Attributes:
       y: [B, T, D], what those experts read.
       rows: of the experts that were deferred.
-      weights: of all choices, [N, K].
+      weights: of all choices, [B, T, K].
       out: [N * K + 1, D], zeros but for what has run.
     """
 
     moe_layer: int
     y: jax.Array
     rows: ExpertRows
-    weights: Float32[np.ndarray, "N K"]
+    weights: Float32[np.ndarray, "B T K"]
     out: jax.Array
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from expertflow_jax.inference.device_memory import bytes_in_use
 from expertflow_jax.inference.late import Late, late_experts, split
-from expertflow_jax.inference.layer_stages import Attended
+from expertflow_jax.inference.layer_stages import Attended, Uncombined
 from expertflow_jax.inference.members import Member, StepRecord
 from expertflow_jax.inference.rows import ExpertRows, expert_rows
 from expertflow_jax.inference.stages import Stages
@@ -38,7 +38,8 @@ class _Passage:
 
     member: Member
     record: StepRecord
-    x: jax.Array  # [B, T, D]
+    x: jax.Array | Uncombined  # [B, T, D]
+    where: tuple[jax.Array, ...]  # positions int32 [3, B, T], start and lengths int32 [B]
     speculated: jax.Array | None = None  # [B, T, E], where it is to be recorded
     late: Late | None = None  # of the MoE layer before
 
@@ -50,7 +51,7 @@ class _Routed:
     passage: _Passage
     h: jax.Array  # [B, T, D], the residual stream
     y: jax.Array  # [B, T, D], what experts read
-    weights: Any  # [B, T, K], of a lossy miss policy [N, K]
+    weights: Any  # [B, T, K]
     probs: jax.Array  # [B, T, E]
     chosen: np.ndarray  # int32 [B, T, K], the router's choice
     rows: ExpertRows  # of the experts that run
@@ -111,7 +112,7 @@ class Layers:
         """
         if look is None and len(members) == 1 and self._runs_at_once(members[0], records[0]):
             return [self._decode_at_once(members[0], records[0])], bytes_in_use() if sample else 0
-        passages = [_Passage(member, record, member.x) for member, record in zip(members, records, strict=True)]
+        passages = [_Passage(m, record, m.x, self._where(m)) for m, record in zip(members, records, strict=True)]
         moe_layer = peak = 0
         for layer, is_moe in enumerate(self.stages.is_moe):
             present = [p for p in passages if p.member.phase == "prefill" or self._decode_layers[layer]]
@@ -123,10 +124,11 @@ class Layers:
             for passage in present:
                 visual = passage.member.visual
                 if visual is not None and visual[1] is not None and layer < visual[0].shape[0]:
-                    passage.x = self.stages.add_deepstack(passage.x, visual[0][layer], visual[1])
+                    passage.x = self.stages.add_deepstack(self.stages.combined(passage.x), visual[0][layer], visual[1])
                 if look is not None:
+                    passage.x = self.stages.combined(passage.x)
                     look(f"layer {layer}", passage.x, passage.member.lengths)
-        return [passage.x for passage in passages], peak
+        return [self.stages.combined(passage.x) for passage in passages], peak
 
     def at_once(self, batch_size: int) -> bool:
         """Whether this many sequences are decoded in one call; it would save nothing where stages have stated costs."""
@@ -153,23 +155,25 @@ class Layers:
     def _decode_at_once(self, member: Member, record: StepRecord) -> jax.Array:
         sequences, pool = member.sequences, self.engine.pool
         experts_LxE = [pool.layer_buffers(layer) for layer in range(pool.num_layers)]
-        where = (member.positions, sequences.lengths, member.lengths)
-        sequences.kv, x, ids = self.stages.decode_step(experts_LxE, sequences.kv, member.x, *where)
+        sequences.kv, x, ids = self.stages.decode_step(experts_LxE, sequences.kv, member.x, *self._where(member))
         self._unread = record, ids
         return x
 
+    def _where(self, member: Member) -> tuple[jax.Array, ...]:
+        return self.stages.locate(member.positions, member.sequences.lengths, member.lengths)
+
     def _dense_layer(self, layer: int, passages: Sequence[_Passage]) -> None:
         for passage in passages:
-            member, sequences = passage.member, passage.member.sequences
-            where = (member.positions, sequences.lengths, member.lengths)
-            sequences.kv[layer], passage.x = self.stages.dense_layer(layer, passage.x, sequences.kv[layer], *where)
+            kv = passage.member.sequences.kv  # of each layer
+            kv[layer], passage.x = self.stages.dense_layer(layer, passage.x, kv[layer], *passage.where)
 
     def _moe_layer(self, layer: int, moe_layer: int, passages: Sequence[_Passage], sample: bool) -> int:
         routed = self._route(layer, moe_layer, passages)
         counts_E = np.sum([r.rows.counts for r in routed], axis=0).astype(np.int32)
         quantized_E = None if self.miss_policy.lossless else self._resolve(moe_layer, routed, counts_E)
         for r in routed:
-            r.out = self.stages.empty_output(r.rows.order.size // r.chosen.shape[-1], r.chosen.shape[-1])
+            if r.out is None:
+                r.out = self.stages.empty_output(r.rows.order.size // r.chosen.shape[-1], r.chosen.shape[-1])
         wanted = np.flatnonzero(np.any([r.rows.counts for r in routed], axis=0)).astype(np.int32)
         deferred = [r.late for r in routed if r.late is not None]
         put_off = late_experts(deferred) if deferred else None
@@ -186,7 +190,9 @@ class Layers:
         self._observe_next(moe_layer, routed)
         peak = bytes_in_use() if sample else 0
         for r in routed:
-            r.passage.x = self.stages.combine(r.h, r.out, r.weights)
+            x = Uncombined(r.h, r.out, r.weights)
+            # The next layer adds what few rows there are; many would lie beside all that its attention takes.
+            r.passage.x = x if r.h.shape[1] == 1 else self.stages.combined(x)
         self._add_late(routed)
         return peak
 
@@ -202,7 +208,8 @@ class Layers:
                     if rows := [count for count in late.rows.counts[list(experts)].tolist() if count]:
                         self.spend("experts_seconds", rows)
         for passage, late in waiting:
-            passage.x = self.stages.combine(passage.x, late.out, late.weights)
+            x = self.stages.combined(passage.x)
+            passage.x = self.stages.combined(Uncombined(x, late.out, late.weights))
         for r in routed:
             r.passage.late = r.late
 
@@ -210,13 +217,12 @@ class Layers:
         """Attention and router of all members, and one read of what they chose."""
         attended: list[Attended] = []
         for passage in passages:
-            member, sequences = passage.member, passage.member.sequences
-            where = (member.positions, sequences.lengths, member.lengths)
-            attended.append(self.stages.attend_and_route(layer, passage.x, sequences.kv[layer], *where))
-            sequences.kv[layer] = attended[-1].kv
+            kv = passage.member.sequences.kv  # of each layer
+            attended.append(self.stages.attend_and_route(layer, passage.x, kv[layer], *passage.where))
+            kv[layer] = attended[-1].kv
         choices = jax.device_get([a.ids for a in attended])
         routed = []
-        for passage, (_, h, y, _, weights, probs), chosen in zip(passages, attended, choices, strict=True):
+        for passage, (_, out, h, y, _, weights, probs), chosen in zip(passages, attended, choices, strict=True):
             self.spend("attend_seconds", int(passage.member.lengths.sum()))
             record = passage.record
             record.expert_ids[:, :, moe_layer] = chosen
@@ -226,7 +232,7 @@ class Layers:
                 passage.speculated = self._next_router(layer, h)
             rows = self._sorted(chosen.reshape(-1, chosen.shape[-1]))
             np.greater(rows.counts, 0, out=record.needed[moe_layer])
-            r = _Routed(passage, h, y, weights, probs, chosen, rows)
+            r = _Routed(passage, h, y, weights, probs, chosen, rows, out=out)
             if self.engine.watches_hidden and (ahead := self._next_router(layer, h)) is not None:
                 r.ahead = ahead
                 self.spend("route_seconds", int((chosen[:, :, 0] >= 0).sum()))
@@ -257,7 +263,7 @@ class Layers:
         for r in routed:
             part = slice(start, start + r.chosen.shape[0] * r.chosen.shape[1])
             ids_NxK, late_NxK = split(decision.expert_ids[part], decision.deferred)
-            r.rows, r.weights = self._sorted(ids_NxK), decision.weights[part]
+            r.rows, r.weights = self._sorted(ids_NxK), decision.weights[part].reshape(r.chosen.shape)
             if late_NxK is not None:
                 out = self.stages.empty_output(*late_NxK.shape)
                 r.late = Late(moe_layer, r.y, self._sorted(late_NxK), r.weights, out)

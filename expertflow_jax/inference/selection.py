@@ -46,8 +46,9 @@ def whole_step(stages: Any, run: Callable[[Any, jax.Array, jax.Array], jax.Array
         kv, chosen, moe_layer = list(kv), [], 0
         for layer, moe in enumerate(is_moe):
             if runs[layer] and moe:
-                attended = compiled[layer].attend(weights[layer], kv[layer], x, *where)
-                kv[layer], h, y, ids, shares, _ = jax.lax.optimization_barrier(attended)
+                attended = compiled[layer].attend(weights[layer], (kv[layer], None), x, *where)
+                attended = jax.lax.optimization_barrier(attended._replace(out=None))
+                kv[layer], _, h, y, ids, shares, _ = attended
                 ids_NxK = ids.reshape(-1, ids.shape[-1])
                 out = run(experts[moe_layer], y.reshape(-1, y.shape[-1]), ids_NxK)
                 mixed = combine(h.reshape(-1, h.shape[-1]), out, shares.reshape(ids_NxK.shape))

@@ -155,12 +155,16 @@ class DescribedModel:
         return sum(2 * array.size for array in self.kv(batch))
 
     def attend(self, batch: int, length: int) -> Program:
-        """Attention and router of an MoE layer."""
+        """Attention and router of an MoE layer; where tokens come one by one, behind another's experts."""
         ints = functools.partial(self.array, dtype=jnp.int32)
         where = ints(3, batch, length), ints(batch), ints(batch)
-        layer, x = self.stages.moe_layers[0], self.array(batch, length, self.text.hidden_size)
+        layer, out = self.stages.moe_layers[0], None
+        x: Any = self.array(batch, length, self.text.hidden_size)
+        if length == 1:
+            shares = self.array(batch, 1, self.text.num_experts_per_tok, dtype=jnp.float32)
+            x, out = (x, shares), self.output(batch)
         weights = self.stages.layer_weights[layer]
-        return compiled(self.stages.layer_stages[layer].attend, weights, self.kv(batch), x, *where)
+        return compiled(self.stages.layer_stages[layer].attend, weights, (self.kv(batch), out), x, *where)
 
     def group(self, size: int, rows: int, tokens: int = 1) -> Program:
         """n experts of C rows each, in a step of N tokens of as many sequences."""
