@@ -25,6 +25,7 @@ from expertflow_jax.inference.loading import LoadedModel, load_model, pin_expert
 from expertflow_jax.inference.members import Member
 from expertflow_jax.inference.memory import RequestSize
 from expertflow_jax.inference.planning import ModelSizes, check_request, plan_service
+from expertflow_jax.inference.pregated import gate_bytes
 from expertflow_jax.inference.requests import ProcessorArrays, read_prompts, read_right_padded, read_stops
 from expertflow_jax.inference.sampling import Sampler
 from expertflow_jax.inference.served import make_forecaster, open_session, quantized_copies
@@ -34,7 +35,7 @@ from expertflow_jax.models.device_form import GPU
 from expertflow_jax.offload.budget import MemoryPlan
 from expertflow_jax.offload.clock import RealClock
 from expertflow_jax.offload.misses import MissPolicy, make_miss_policy
-from expertflow_jax.offload.policies import CachePolicy
+from expertflow_jax.offload.policies import CachePolicy, make_policy
 from expertflow_jax.offload.variant import Variant
 from expertflow_jax.predictor import Predictor, load_predictor
 from expertflow_jax.processing.batching import Prompt, PromptBatch, pad_prompts
@@ -150,7 +151,11 @@ class OffloadedModel:
             forecaster = load_predictor(folder, expect_fingerprint=model.fingerprint)
         pin_experts(model.store, None if forecaster is None else forecaster.popularity)
         copies = quantized_copies(model, misses) if misses.copies else None
-        sizes = dataclasses.replace(ModelSizes.of(model), copies=None if copies is None else copies.stages.layout)
+        sizes = dataclasses.replace(
+            ModelSizes.of(model),
+            dense_bytes=model.stages.dense_bytes + gate_bytes(make_policy(Variant.of(policy).policy), model),
+            copies=None if copies is None else copies.stages.layout,
+        )
         size, plan = plan_service(sizes, forecaster, **largest)
         gpu_caps.check(gpu_caps.Needs(device_bytes=plan.total_bytes))
         return cls(model, plan, size, policy=policy, misses=misses, copies=copies, predictor=forecaster, link=link)

@@ -65,17 +65,30 @@ def with_gates(stages: Any, policy: CachePolicy, model: Any) -> Any:
     Raises:
       InputError: the policy cannot do without, and there are none, or they are another model's.
     """
-    if not isinstance(policy, PregatedForecast):
+    gates = gates_of(policy, model)
+    if gates is None:
         return stages
-    name = policy.gates or committed_gates(getattr(model, "name", ""))
-    if not name:
-        if policy.lossless:
-            return stages
-        raise InputError(
-            f"policy {policy.name}: no pre-gates; train some with train.pregate and write {policy.name}(gates='DIR')"
-        )
-    gates = load_pregates(locate(name, "pre-gates"), getattr(model, "fingerprint", ""))
     return (ForeseeingStages if policy.lossless else PregatedStages)(stages, gates)
+
+
+def gates_of(policy: CachePolicy, model: Any) -> PreGates | None:
+    """The pre-gates that the policy runs on the model; None: it runs none. Raises as `with_gates`."""
+    if not isinstance(policy, PregatedForecast):
+        return None
+    name = policy.gates or committed_gates(getattr(model, "name", ""))
+    if name:
+        return load_pregates(locate(name, "pre-gates"), getattr(model, "fingerprint", ""))
+    if policy.lossless:
+        return None
+    raise InputError(
+        f"policy {policy.name}: no pre-gates; train some with train.pregate and write {policy.name}(gates='DIR')"
+    )
+
+
+def gate_bytes(policy: CachePolicy, model: Any) -> int:
+    """Device bytes of the pre-gates that the policy runs on the model, beside its dense parameters."""
+    gates = gates_of(policy, model)
+    return 0 if gates is None else gates.nbytes
 
 
 def committed_gates(model: str) -> str:

@@ -44,6 +44,11 @@ class PreGates:
     model_fingerprint: str
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def nbytes(self) -> int:
+        """Of its parameters on the device."""
+        return int(self.inner.nbytes + self.outer.nbytes)
+
     def probs(self, gate: int, h: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
         """What gate number `gate`, in MoE layer `gate`, says of the experts of MoE layer `gate` + 1."""
         return _probs(self.inner[gate], self.outer[gate], h)

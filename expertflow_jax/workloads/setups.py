@@ -34,6 +34,7 @@ class Setup:
       forecast: float32 [N, T, L, E], what the trained predictor says of the same.
       following: float32 [N, T, L, E], what it says of the token after each.
       predictor: the trained predictor.
+      fingerprint: names the trained model for its pre-gates; empty for a shape, which has none.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Setup:
     forecast: np.ndarray
     following: np.ndarray
     predictor: Predictor
+    fingerprint: str = ""
 
     @property
     def replayed(self) -> bool:
@@ -89,6 +91,7 @@ def trained_setup(
         uses[0],
         uses[1],
         predictor,
+        model.fingerprint,
     )
 
 

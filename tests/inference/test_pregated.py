@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_model import random_prompts, served, small_config
 
+from expertflow_jax import OffloadedModel
 from expertflow_jax.errors import InputError
 from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.inference.forecasting import NoForecast
 from expertflow_jax.inference.generation import generate_batch
-from expertflow_jax.inference.pregated import ForeseeingStages, PregatedStages, with_gates
+from expertflow_jax.inference.pregated import ForeseeingStages, PregatedStages, gate_bytes, with_gates
 from expertflow_jax.inference.session import InferenceSession
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.misses import make_miss_policy
@@ -112,3 +114,16 @@ def test_gates_learn_what_the_next_router_says(tmp_path):
     said = np.stack([np.asarray(gates.probs(g, jnp.asarray(streams[g]))) for g in range(2)])
     assert min(recall(said, targets, 2)) > 0.8
     assert recall(targets, targets, 2) == [1.0, 1.0]
+
+
+def test_the_memory_plan_counts_the_gates(tmp_path):
+    gates = random_gates()
+    save_pregates(gates, tmp_path)
+    model = SimpleNamespace(name="", fingerprint="model")
+    assert gate_bytes(make_policy(f"pregated(gates='{tmp_path}')"), model) == gates.inner.nbytes + gates.outer.nbytes
+    assert gate_bytes(make_policy("pregated_forecast"), model) == 0
+    assert gate_bytes(make_policy("cache_moe"), model) == 0
+    with OffloadedModel.from_pretrained("digit_scenes_moe", cache_fraction=0.5, policy="pregated") as pregated:
+        plan = pregated.memory_plan()
+    with OffloadedModel.from_pretrained("digit_scenes_moe", cache_fraction=0.5, policy="cache_moe") as plain:
+        assert plan.fixed_bytes > plain.memory_plan().fixed_bytes

@@ -6,6 +6,7 @@ from expertflow_jax import names
 from expertflow_jax.offload.misses.base import Decision, LayerStep, MissPolicy
 from expertflow_jax.offload.misses.buddy import Buddy
 from expertflow_jax.offload.misses.cache_prior import CachePrior
+from expertflow_jax.offload.misses.capacity import Capacity
 from expertflow_jax.offload.misses.defer import Defer
 from expertflow_jax.offload.misses.drop import Drop
 from expertflow_jax.offload.misses.drop_light import DropLight
@@ -17,7 +18,7 @@ from expertflow_jax.offload.misses.wait import Wait
 
 __all__ = ["MISS_POLICIES", "Decision", "Drop", "LayerStep", "MissPolicy", "Substitute", "Wait", "make_miss_policy"]
 
-_CLASSES = (Wait, Drop, Substitute, DropWeak, DropLight, LowPrecision, CachePrior, Buddy, Defer, FewerExperts)
+_CLASSES = (Wait, Drop, Substitute, DropWeak, DropLight, LowPrecision, CachePrior, Buddy, Defer, FewerExperts, Capacity)
 MISS_POLICIES: dict[str, type[MissPolicy]] = {policy.name: policy for policy in _CLASSES}
 
 

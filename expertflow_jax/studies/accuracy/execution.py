@@ -19,6 +19,7 @@ from expertflow_jax.inference.loading import LoadedModel
 from expertflow_jax.inference.members import StepRecord, needed_by_super_step
 from expertflow_jax.inference.memory import RequestSize, plan_request
 from expertflow_jax.inference.predicted import predictor_time
+from expertflow_jax.inference.pregated import gate_bytes
 from expertflow_jax.inference.scoring import score_batches
 from expertflow_jax.inference.served import make_forecaster, serve
 from expertflow_jax.inference.session import InferenceSession
@@ -26,6 +27,7 @@ from expertflow_jax.offload.budget import MemoryPlan
 from expertflow_jax.offload.clock import RealClock, VirtualClock
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.misses.losses import Losses
+from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.predictor import Predictor
 from expertflow_jax.predictor.forecast import combine_sequences
 from expertflow_jax.processing import Processor, end_token_ids
@@ -70,7 +72,7 @@ class Setting:
         stages = model.stages
         plan = plan_request(
             model.config,
-            stages.dense_bytes,
+            stages.dense_bytes + gate_bytes(make_policy(cell.variant.policy), model),
             model.store.expert_bytes,
             RequestSize.of(
                 data.prompts,

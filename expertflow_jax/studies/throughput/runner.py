@@ -21,9 +21,11 @@ from expertflow_jax.harness import timeline
 from expertflow_jax.harness.inputs import claimed_workdir, model_files
 from expertflow_jax.harness.rows import to_csv
 from expertflow_jax.harness.workdir import read_json
+from expertflow_jax.inference.pregated import gate_bytes
 from expertflow_jax.inference.served import load_with_predictor
-from expertflow_jax.offload.budget import format_bytes
+from expertflow_jax.offload.budget import MemoryPlan, format_bytes
 from expertflow_jax.offload.link import LinkSpec
+from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.offload.variant import RESIDENT, Variant
 from expertflow_jax.simulation.gpus import scaled_link
 from expertflow_jax.simulation.limits import limit_of, super_steps
@@ -189,8 +191,7 @@ def _run_cell(
     variants = {name: Variant.of(name) for name in cell.variants}
     resident_plan = window.plan(1.0, False)
     plans = {
-        name: resident_plan if v.whole else window.plan(cell.cache_fraction, v.forecast == "predictor")
-        for name, v in variants.items()
+        name: resident_plan if v.whole else _plan_of(window, v, cell.cache_fraction) for name, v in variants.items()
     }
     compile_groups(window)
     reference = run_once(window, RESIDENT, 0, link)  # compiles, and says what each step needs
@@ -250,6 +251,13 @@ def _run_cell(
         write_atomically(workdir / "trace.json", timeline.trace_json(middle.events, title))
         timeline.draw(middle.events, make_folder(workdir / "plots") / "timeline.png", title, TIMELINE_SECONDS)
     return rows
+
+
+def _plan_of(window: Window, variant: Variant, cache_fraction: float) -> MemoryPlan:
+    """The window's, with the pre-gates that the variant runs."""
+    plan = window.plan(cache_fraction, variant.forecast == "predictor")
+    gates = gate_bytes(make_policy(variant.policy), window.setup)
+    return dataclasses.replace(plan, dense_bytes=plan.dense_bytes + gates)
 
 
 def _compilations(setup: Setup) -> int:
