@@ -54,7 +54,8 @@ class Task(Protocol):
       teacher_forced: nothing is generated; every next token of the example's text is foretold, the true ones given.
 
     A task may have more, as `official.OfficialTask` has: `evaluator`, `second_evaluator` with `second_score`, `scored`,
-    `inputs`, `image_folder`, `submission`. `OPTIONAL` says what counts where it has not.
+    `inputs`, `image_folder`, `submission`, `unwritten` (why it gives no `submission`). `OPTIONAL` says what counts
+    where it has not.
     """
 
     name: str
@@ -90,6 +91,7 @@ OPTIONAL: Mapping[str, Any] = {
     "inputs": list,
     "image_folder": lambda: None,
     "submission": lambda examples, predictions: None,
+    "unwritten": None,
 }
 
 

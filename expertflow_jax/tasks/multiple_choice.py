@@ -17,7 +17,7 @@ from expertflow_jax.tasks.base import Example, question_of, scores_by_group
 from expertflow_jax.tasks.choice_rules import RULES, extract_choice
 from expertflow_jax.tasks.official import LMMS_EVAL, OURS, VLMEVALKIT, OfficialTask, Style
 from expertflow_jax.tasks.questions import Question
-from expertflow_jax.tasks.spreadsheet import is_available, xlsx
+from expertflow_jax.tasks.spreadsheet import INSTALL, is_available, xlsx
 
 MAX_NEW_TOKENS = 8
 _SOURCE = "https://opencompass.openxlab.space/utils/"
@@ -90,10 +90,7 @@ class MultipleChoice(OfficialTask):
         if evaluator and evaluator not in RULES:
             raise InputError(f"config key evaluator: no {evaluator!r}; known: {', '.join(RULES)}")
         if split in self.unscored and not is_available():
-            raise InputError(
-                f"{self.name}: split {split!r} is for its server, whose file needs openpyxl; "
-                "pip install 'expertflow-jax[xlsx]'"
-            )
+            raise InputError(f"{self.name}: split {split!r} is for its server, whose file needs openpyxl; {INSTALL}")
         self._rules = sorted(RULES, key=lambda rule: rule != evaluator)
         self.evaluator, self.second_evaluator = (RULES[rule] for rule in self._rules)
         super().__init__(data_dir, split, **options)
@@ -146,6 +143,13 @@ class MultipleChoice(OfficialTask):
             "vanilla_accuracy": float(np.mean([scores[min(scores)] for scores in rotations.values()])),
             **scores_by_group([first[question] for question in rotations], circular),
         }
+
+    @property
+    def unwritten(self) -> str | None:
+        """Why there will be no submission; None if there will."""
+        if is_available():
+            return None
+        return f"submissions/*.xlsx are not written, openpyxl is missing; {INSTALL}"
 
     def submission(self, examples: Sequence[Example], predictions: Sequence[str]) -> tuple[str, bytes] | None:
         """VLMEvalKit's file of predictions, which MMBench's server takes: the TSV's columns but the image, and

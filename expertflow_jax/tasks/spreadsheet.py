@@ -5,6 +5,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+INSTALL = "pip install 'expertflow-jax[xlsx]'"
+
 
 def is_available() -> bool:
     """Whether openpyxl is installed."""

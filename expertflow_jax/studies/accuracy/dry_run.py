@@ -9,13 +9,15 @@ from expertflow_jax.harness.progress import wide_console
 from expertflow_jax.offload.budget import format_bytes
 from expertflow_jax.studies.accuracy.execution import Setting
 from expertflow_jax.studies.accuracy.grid import Cell
+from expertflow_jax.studies.accuracy.opening_lines import opening_lines
 from expertflow_jax.studies.accuracy.preparation import ask, check, launcher_of, prepare
 
 
 def plan(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Prints what the study would run and the memory that each size needs; writes no results."""
     todo = check(config)
-    setting = prepare(config, ask(config, workdir, todo), todo)
+    asked = ask(config, workdir, todo)
+    setting = prepare(config, asked, todo)
     console = wide_console()
     console.print(
         f"model {setting.model.name}: {setting.model.store.num_layers} MoE layers of "
@@ -30,6 +32,8 @@ def plan(config: ml_collections.ConfigDict, workdir: Path) -> None:
         )
     for name, task_data in setting.data.items():
         console.print(f"task {name}: {len(task_data.examples)} examples, {task_data.prompt_tokens} prompt tokens")
+    for line in opening_lines(asked, todo, config.num_examples):
+        console.print(line, highlight=False, soft_wrap=True)
     printed: set[tuple] = set()
     for cell in todo:
         memory = setting.plan(cell)

@@ -56,6 +56,11 @@ class Cell:
         return self.memory_budget or f"{self.cache_fraction:g}"
 
     @property
+    def lossless(self) -> bool:
+        """Whether nothing changes answers, of a model whose experts are as trained."""
+        return make_miss_policy(self.miss_policy).lossless and self.variant.lossless and not self.expert_dtype
+
+    @property
     def variant(self) -> Variant:
         """The policy with where its forecast comes from."""
         return Variant.of(self.policy)

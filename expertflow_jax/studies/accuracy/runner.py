@@ -23,6 +23,7 @@ from expertflow_jax.harness.progress import CellProgress, wide_console
 from expertflow_jax.harness.rows import CellRow
 from expertflow_jax.studies.accuracy.cell_worker import CellWorker
 from expertflow_jax.studies.accuracy.grid import Cell
+from expertflow_jax.studies.accuracy.opening_lines import opening_lines
 from expertflow_jax.studies.accuracy.preparation import Questions, ask, check, launcher_of
 from expertflow_jax.studies.accuracy.report import render_table, write_report
 from expertflow_jax.studies.accuracy.result_files import ResultWriter
@@ -46,6 +47,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
     with ResultWriter(workdir, claimed, describe_environment(config.seeds[0])) as writer:
         asked = ask(config, workdir, todo)
         claim_inputs(writer, _inputs(config, asked))
+        for line in opening_lines(asked, todo, config.num_examples):
+            print(line, file=sys.stderr)
         failures = Failures(writer)
         _run_cells(config, asked, todo, writer, failures)
         writer.put_in_order([cell.id for cell in todo])
