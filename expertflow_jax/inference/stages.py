@@ -99,7 +99,7 @@ class Stages:
             lambda rows: jnp.zeros((rows, text.hidden_size), self.dtype), static_argnums=0, out_shardings=self._memory
         )
         # A call that gives back what it is given takes a tenth of the time of `device_put`.
-        self._locate = jax.jit(lambda *where: where, out_shardings=self._memory)
+        self._locate = jax.jit(_given, out_shardings=self._memory)
 
     def _use(self, layout: experts.BufferLayout, form: DeviceForm) -> None:
         def run(out: jax.Array, y: jax.Array, rows: jax.Array, *buffers: experts.Parts) -> jax.Array:
@@ -274,3 +274,7 @@ class Stages:
         layers = (stage for s in self._structures for stage in (s.attend, s.dense, s.route))
         cached: list[Any] = [*jitted, *layers]  # the counter is not in the declared type
         return sum(f._cache_size() for f in cached)
+
+
+def _given(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    return arrays
