@@ -22,7 +22,7 @@ _SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"} | {
 def write_tables(blocks: Sequence[Block], folder: Path) -> None:
     """Writes NN_<last heading>.tex and .csv for each table, numbered in their order; other tables there are removed."""
     make_folder(folder)
-    contents = {}
+    contents: dict[str, str] = {}
     title = "table"
     for block in blocks:
         if isinstance(block, Heading):

@@ -19,6 +19,7 @@ from expertflow_jax.studies.accuracy.claims import (
     verdicts,
 )
 from expertflow_jax.studies.accuracy.frontier import frontier
+from expertflow_jax.studies.accuracy.pareto import pareto
 from expertflow_jax.studies.accuracy.performance import (
     SUBJECT,
     hit_rates,
@@ -45,6 +46,7 @@ def findings(rows: Sequence[CellRow]) -> list[Block]:
         ("Does regrouping sequences help?", schedulers),
         ("What do losses cost, and buy?", _lossy),
         ("What speed can be had within the margin?", frontier),
+        ("Which cells are not beaten in accuracy and speed?", pareto),
         ("What these numbers do not support", _limits),
     ]
     blocks: list[Block] = []

@@ -21,6 +21,7 @@ from expertflow_jax.studies.accuracy.block_plot import block_handles, block_line
 from expertflow_jax.studies.accuracy.frontier_plot import draw_frontier
 from expertflow_jax.studies.accuracy.group_report import draw_groups
 from expertflow_jax.studies.accuracy.groups import GroupScores
+from expertflow_jax.studies.accuracy.pareto_plot import draw_pareto
 from expertflow_jax.studies.accuracy.points import MIB, errors_of, mean_of, points_of
 from expertflow_jax.studies.accuracy.statistics import noise_floor
 from expertflow_jax.studies.accuracy.tables import Comparisons, block_sizes, in_order, of_least_blocks
@@ -254,6 +255,12 @@ _PLOTS: tuple[tuple[str, Callable[[Sequence[CellRow]], Figure | None], str], ...
         _trade,
         "what losses cost in accuracy, and buy in speed over waiting with the same policy, scheduler and size. "
         "Intervals are each cell's own, not adjusted; within the margin a difference counts as no impact.",
+    ),
+    (
+        "pareto",
+        draw_pareto,
+        "accuracy against tokens per second of all cells but the all-resident ones and those that know the routing. "
+        "The line is the front; what another cell of the panel beats in both is faint.",
     ),
     (
         "frontier",

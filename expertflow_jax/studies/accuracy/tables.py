@@ -44,8 +44,8 @@ class Comparisons:
             self._by_budget[*key, row.memory_budget_bytes] = row
             self._by_name[*key, row.size] = row
             if row.policy == "resident" and row.lossless:
-                key = (row.task, row.seed, row.scheduler)
-                self._resident[key] = min(row, self._resident.get(key, row), key=lambda r: r.batches_per_block)
+                where = (row.task, row.seed, row.scheduler)
+                self._resident[where] = min(row, self._resident.get(where, row), key=lambda r: r.batches_per_block)
 
     def same_size(
         self,

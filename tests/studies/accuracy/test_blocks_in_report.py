@@ -14,6 +14,8 @@ from expertflow_jax.studies.accuracy.findings import answer, findings
 from expertflow_jax.studies.accuracy.frontier import dominated, ways
 from expertflow_jax.studies.accuracy.group_report import draw_groups, group_blocks
 from expertflow_jax.studies.accuracy.groups import GroupScores, to_csv
+from expertflow_jax.studies.accuracy.pareto import pareto, places
+from expertflow_jax.studies.accuracy.pareto_plot import draw_pareto
 from expertflow_jax.studies.accuracy.performance import scheduler_effects, speed_ups
 from expertflow_jax.studies.accuracy.points import points_of
 from expertflow_jax.studies.accuracy.report import render_table, write_report
@@ -114,6 +116,18 @@ def test_the_plot_of_blocks_has_a_line_for_each(rows):
     drawn = [line for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 2 and line.get_marker() != "None"]
     assert sorted(line.get_linestyle() for line in drawn) == ["-", "-", "--", "--"]
     assert draw_blocks(of_least_blocks(rows)) is None
+
+
+def test_the_front_has_what_nothing_of_its_size_beats(rows):
+    """At half of the experts: blocks of 8, lossless and lossy; single batches are slower and no better."""
+    [place] = places(rows)
+    assert (place.task, place.size) == ("vqa_v2", "0.5")
+    assert [(p.row.losses, p.row.batches_per_block) for p in place.front] == [("wait", 8), ("drop", 8)]
+    text = to_markdown(pareto(rows))
+    assert "In **0 of 1 place** the fastest of all is lossless" in text
+    assert "| 0.5 | vqa_v2 | expertflow | fifo | wait | 8 | 2400 | 75.0 [67.0, 82.0] | same bits |" in text
+    assert draw_pareto(rows).axes[0].get_xscale() == "log"
+    assert not pareto(of_least_blocks(rows))  # only controls lose, and nothing is in blocks
 
 
 def test_groups_keep_blocks_apart_and_count_changed_answers(rows):
