@@ -1,5 +1,7 @@
 """What a study ran on: versions, device, processor, commit. Nothing of who ran it, nor where files lie."""
 
+import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from expertflow_jax import autotuning
 
@@ -37,6 +40,16 @@ def describe_environment(seed: int | None = None) -> dict[str, Any]:
         "seed": seed,
         **({} if choices is None else {"autotuning": choices}),
     }
+
+
+@functools.cache
+def code_digest() -> str:
+    """Of this package's source files and of JAX's version: what computes."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256(f"{jax.__version__} {np.__version__}".encode())
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _version(package: str) -> str | None:

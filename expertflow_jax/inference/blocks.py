@@ -2,6 +2,7 @@
 (DESIGN section 6b; FlexGen's block schedule, 2303.06865, with members that come and go.)
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -47,26 +48,42 @@ def run_blocks[Result](
       forecaster: horizon of each super-step.
       batches_per_block: M, batches that run at once.
     """
-    waiting = enumerate(runs)
+    waiting = iter(enumerate(runs))
     running: list[tuple[int, Run[Result]]] = []  # with the numbers of the batches
     results: dict[int, Result] = {}  # of batches that have ended and wait for one before them
     next_number = 0
     while True:
-        while len(running) < batches_per_block and (newcomer := next(waiting, None)) is not None:
-            forecaster.expect(newcomer[1].queued)
-            running.append(newcomer)
+        running += _newcomers(waiting, batches_per_block - len(running), forecaster)
         if not running:
             return
-        going_on = []
-        for (number, run), hidden in zip(running, _super_step(session, forecaster, running), strict=True):
-            if run.take(hidden):
-                going_on.append((number, run))
-            else:
-                results[number] = run.result()
-        running = going_on
+        running, ended = _advance(session, forecaster, running)
+        results |= ended
+        if not running:
+            session.rest()
         while next_number in results:
             yield results.pop(next_number)
             next_number += 1
+
+
+def _newcomers[R: Run](waiting: Iterator[tuple[int, R]], most: int, forecaster: Forecaster) -> list[tuple[int, R]]:
+    newcomers = []
+    for numbered in itertools.islice(waiting, most):
+        forecaster.expect(numbered[1].queued)
+        newcomers.append(numbered)
+    return newcomers
+
+
+def _advance[Result](
+    session: InferenceSession, forecaster: Forecaster, running: Sequence[tuple[int, Run[Result]]]
+) -> tuple[list[tuple[int, Run[Result]]], dict[int, Result]]:
+    """Takes all batches one step further; returns those that go on, and what came of the others."""
+    going_on, ended = [], {}
+    for (number, run), hidden in zip(running, _super_step(session, forecaster, running), strict=True):
+        if run.take(hidden):
+            going_on.append((number, run))
+        else:
+            ended[number] = run.result()
+    return going_on, ended
 
 
 def _super_step(

@@ -61,11 +61,11 @@ class TrueForecast:
         """Args: needed: bool [L, E] of every super-step, in order. look_ahead: H at most."""
         self._needed = np.stack(needed).astype(np.float32)
         self._look_ahead = look_ahead
-        self._step = 0
+        self.step = 0  # super-steps that have been foretold
 
     def horizon(self, members: Sequence[Member], ends: Sequence[bool]) -> Float[np.ndarray, "H L E"] | None:
-        horizon = self._needed[self._step : self._step + self._look_ahead]
-        self._step += 1
+        horizon = self._needed[self.step : self.step + self._look_ahead]
+        self.step += 1
         return horizon
 
     def expect(self, queued: Queue) -> None:

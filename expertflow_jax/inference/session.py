@@ -173,6 +173,10 @@ class InferenceSession:
             self.records += records
         return hidden
 
+    def rest(self) -> None:
+        """No batch runs: what the latest super-step left to be looked at again goes."""
+        self._past = ()
+
     def last_logits(self, hidden: jax.Array, lengths: Int[np.ndarray, "B"]) -> Float[np.ndarray, "B V"]:
         """Logits float32 after the last valid token of each sequence; those of length 0 are meaningless.
 

@@ -57,6 +57,7 @@ class ExpertCacheEngine:
 
     Attributes:
       store: the host tier.
+      copies: the same experts quantised, or None.
       clock: where time is kept.
       pool: the slots.
       form: how they are written.
@@ -92,6 +93,7 @@ class ExpertCacheEngine:
         if num_slots < 1:
             raise InputError(f"{num_slots} expert slots: at least 1 is needed; raise memory_budget or cache_fraction")
         self.store = store
+        self.copies = copies
         self.num_slots = min(num_slots, store.num_layers * store.num_experts)
         self.clock = clock or VirtualClock()
         self.policy = make_policy(policy)

@@ -87,6 +87,11 @@ class TieredStore:
             return 0 if key in self._pinned else self.plan.file_bytes
 
     @property
+    def pinned_keys(self) -> list[int]:
+        """Of the experts that are pinned, longest unused first."""
+        return list(self._pinned)
+
+    @property
     def nbytes(self) -> int:
         """Host bytes held now."""
         return len(self._pinned) * self.expert_bytes

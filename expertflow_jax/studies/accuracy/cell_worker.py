@@ -19,6 +19,7 @@ from expertflow_jax.studies.accuracy.grid import Cell
 from expertflow_jax.studies.accuracy.groups import GroupScores
 from expertflow_jax.studies.accuracy.preparation import Questions, ask, prepare
 from expertflow_jax.studies.accuracy.result_files import read_rows
+from expertflow_jax.studies.accuracy.saved_batches import SavedBatches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ class CellWorker:
         """
         setting, data = self._setting, self._setting.data[cell.task]
         truth = self._outcome(cell.resident).needed if cell.variant.forecast == "truth" else None
-        execution = execute(setting, cell, truth, note)
+        execution = execute(setting, cell, truth, note, SavedBatches(self._workdir, cell.id))
         outcome = Outcome.of(data, execution)
         is_reference = cell == cell.resident
         reference, baseline = (

@@ -6,17 +6,17 @@ Axes: W examples, V vocabulary, L MoE layers, E experts.
 import dataclasses
 import functools
 import gc
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from expertflow_jax import interrupts
 from expertflow_jax.harness.data import TaskData, forecast_prompts
+from expertflow_jax.inference import saved_session
 from expertflow_jax.inference.forecasting import Forecaster, Queue
 from expertflow_jax.inference.generation import BatchRequest, Choosing, generate_batches
 from expertflow_jax.inference.loading import LoadedModel
-from expertflow_jax.inference.members import StepRecord, needed_by_super_step
 from expertflow_jax.inference.memory import RequestSize, plan_request
 from expertflow_jax.inference.predicted import predictor_time
 from expertflow_jax.inference.pregated import gate_bytes
@@ -33,8 +33,10 @@ from expertflow_jax.predictor.forecast import combine_sequences
 from expertflow_jax.processing import Processor, end_token_ids
 from expertflow_jax.scheduling import Scheduler, make_scheduler
 from expertflow_jax.simulation.costs import ComputeCosts
+from expertflow_jax.studies.accuracy.batch_results import Answer, BatchResult
 from expertflow_jax.studies.accuracy.first_tokens import FirstTokens
 from expertflow_jax.studies.accuracy.grid import Cell
+from expertflow_jax.studies.accuracy.saved_batches import SavedBatches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +141,7 @@ def execute(
     cell: Cell,
     truth: np.ndarray | None = None,
     on_batch: Callable[[int, int], None] | None = None,
+    saved: SavedBatches | None = None,
 ) -> Execution:
     """Runs the cell from a warm cache.
 
@@ -146,6 +149,8 @@ def execute(
       truth: bool [super-steps, L, E], `Execution.needed` of the all-resident run of the same blocks, where that is
         forecast.
       on_batch: called with (batches done, batches in all).
+      saved: where finished batches are kept, and found if this cell was begun before; on the virtual clock alone, as
+        times that were measured go with the process.
 
     Raises:
       InputError: the memory budget is too small.
@@ -157,35 +162,31 @@ def execute(
     served["copies"] = setting.copies_of(cell)
     with serve(setting.model_of(cell), cell.variant, plan.slots, setting.link, clock, **served) as session:
         if not clock.virtual:  # compile outside the measurement
-            _run(setting, cell, session, truth, None, plan)
+            _run(setting, cell, session, plan, truth)
             session.losses.reset()
             session.engine.warm_up()
             session.engine.reset_stats()
-        return _run(setting, cell, session, truth, on_batch, plan)
+        return _run(setting, cell, session, plan, truth, on_batch, saved if clock.virtual else None)
 
 
 def _run(
     setting: Setting,
     cell: Cell,
     session: InferenceSession,
-    truth: np.ndarray | None,
-    on_batch: Callable[[int, int], None] | None,
     plan: MemoryPlan,
+    truth: np.ndarray | None,
+    on_batch: Callable[[int, int], None] | None = None,
+    saved: SavedBatches | None = None,
 ) -> Execution:
-    model, data = setting.model_of(cell), setting.data[cell.task]
-    count = len(data.prompts)
-    texts = [""] * count
-    first_logits = np.zeros((count, model.config.text.vocab_size), np.float32)
-    digests = np.zeros((count, 16), np.uint8)
-    nats: list[np.ndarray] = []
-    tally = Tally()
-    engine = session.engine
-    first_tokens = FirstTokens(engine.clock)
+    data = setting.data[cell.task]
+    first_tokens = FirstTokens(session.clock)
     forecaster = make_forecaster(session, cell.variant, setting.predictor, truth)
-    begun: list[np.ndarray] = []  # example indices of each batch
+    results = _resume(session, forecaster, first_tokens, saved)
+    before = len(results)
+    begun: list[np.ndarray] = []  # example indices of each batch that begins here
 
     def batches() -> Iterator[tuple[np.ndarray, Queue]]:
-        for batch, queued in _batches(setting, cell, engine):
+        for batch, queued in _batches(setting, cell, session.engine, before):
             interrupts.check()
             begun.append(batch)
             first_tokens.begin(batch.tolist())
@@ -193,62 +194,66 @@ def _run(
 
     session.records = []
     run = _scored if data.task.teacher_forced else functools.partial(_answered, first_tokens=first_tokens)
-    for number, answers in enumerate(run(setting, cell, session, forecaster, batches())):
-        for i, answer in zip(begun[number], answers, strict=True):
-            texts[i], first_logits[i] = answer.text, answer.logits
-            digests[i] = np.frombuffer(bytes.fromhex(answer.digest), np.uint8)
-            if answer.nats is not None:
-                nats.append(answer.nats)
-        tally.take(session.records)
+    state = functools.partial(saved_session.save, session, forecaster, first_tokens.seconds)
+    for answers in run(setting, cell, session, forecaster, batches()):
+        results.append(BatchResult.of(begun[len(results) - before], answers, session.records))
+        session.records.clear()
+        if saved is not None:
+            resting = before + len(begun) == len(results)  # no batch is on its way
+            saved.add(results[-1], state if resting else None)
         if on_batch is not None:
-            on_batch(number + 1, _number_of_batches(setting, count))
+            on_batch(len(results), _number_of_batches(setting, len(data.prompts)))
+    stats = session.engine.stats() | {"predictor_tokens_saved": forecaster.tokens_saved}
+    return _execution(setting.model_of(cell), results, stats, first_tokens.mean, session, plan)
+
+
+def _resume(
+    session: InferenceSession, forecaster: Forecaster, first_tokens: FirstTokens, saved: SavedBatches | None
+) -> list[BatchResult]:
+    """Batches that an earlier run has finished; the session is brought to where it was behind them."""
+    earlier = saved.load() if saved is not None else None
+    if earlier is None:
+        return []
+    modules = {type(policy).__module__ for policy in (session.engine.policy, session.miss_policy)}
+    first_tokens.seconds.update(saved_session.restore(earlier.state, session, forecaster, modules))
+    return earlier.batches
+
+
+def _execution(
+    model: LoadedModel,
+    results: Sequence[BatchResult],
+    stats: dict[str, Any],
+    first_token_seconds: float | None,
+    session: InferenceSession,
+    plan: MemoryPlan,
+) -> Execution:
+    """Everything in the order of the examples, and the sums."""
+    count = sum(len(batch.examples) for batch in results)
+    texts = [""] * count
+    first_logits = np.zeros((count, model.config.text.vocab_size), np.float32)
+    digests = np.zeros((count, 16), np.uint8)
+    asked: dict[int, np.ndarray] = {}  # by batch, bool [L, E]
+    for batch in results:
+        first_logits[batch.examples] = batch.logits
+        for example, text, digest in zip(batch.examples, batch.texts, batch.digests, strict=True):
+            texts[example], digests[example] = text, np.frombuffer(bytes.fromhex(digest), np.uint8)
+        for number, part in batch.asked.items():
+            asked[number] = asked[number] | part if number in asked else part
+    nats = [nats for batch in results for nats in batch.nats]
     return Execution(
         texts,
         first_logits,
         digests,
         float(np.mean(np.concatenate(nats), dtype=np.float64)) if nats else None,
-        np.stack(tally.needed),
-        engine.stats() | {"predictor_tokens_saved": forecaster.tokens_saved},
+        np.stack([needed for batch in results for needed in batch.needed]),
+        stats,
         session.losses,
-        tally.tokens,
-        float(np.mean([asked.sum(axis=1).mean() for asked in tally.asked.values()])),
-        first_tokens.mean,
+        sum(batch.tokens for batch in results),
+        float(np.mean([experts.sum(axis=1).mean() for experts in asked.values()])),
+        first_token_seconds,
         session.peak_device_bytes,
         plan,
     )
-
-
-class Tally:
-    """What the steps of a run asked for, added up as batches end, so that records of steps do not pile up.
-
-    Attributes:
-      needed: bool [L, E] of each super-step.
-      asked: bool [L, E] of each batch by number, until its last answer.
-      tokens: processed.
-    """
-
-    def __init__(self) -> None:
-        self.needed: list[np.ndarray] = []
-        self.asked: dict[int, np.ndarray] = {}
-        self.tokens = 0
-
-    def take(self, records: list[StepRecord]) -> None:
-        """Adds what the steps recorded, and empties the list."""
-        self.needed += needed_by_super_step(records)
-        for record in records:
-            asked = self.asked.setdefault(record.batch, np.zeros_like(record.needed))  # [L, E]
-            asked |= record.needed
-            self.tokens += int(record.lengths.sum())
-        records.clear()
-
-
-class _Result(NamedTuple):
-    """What came of one example; see `Execution`."""
-
-    text: str
-    logits: np.ndarray  # float32 [V]
-    digest: str
-    nats: np.ndarray | None = None
 
 
 def _scored(
@@ -257,13 +262,13 @@ def _scored(
     session: InferenceSession,
     forecaster: Forecaster,
     batches: Iterator[tuple[np.ndarray, Queue]],
-) -> Iterator[list[_Result]]:
+) -> Iterator[list[Answer]]:
     """Each batch's sequences, teacher-forced: as text, the tokens that the model would have chosen."""
     prompts = setting.data[cell.task].prompts
     groups = (([prompts[i] for i in batch], queued) for batch, queued in batches)
     sizes = {"batch_size": setting.batch_size, "batches_per_block": cell.batches_per_block}
     for scored in score_batches(session, groups, forecaster, **sizes):
-        yield [_Result(" ".join(map(str, s.greedy)), s.last_logits, s.logits_digest, s.nats) for s in scored]
+        yield [Answer(" ".join(map(str, s.greedy)), s.last_logits, s.logits_digest, s.nats) for s in scored]
 
 
 def _answered(
@@ -273,7 +278,7 @@ def _answered(
     forecaster: Forecaster,
     batches: Iterator[tuple[np.ndarray, Queue]],
     first_tokens: FirstTokens,
-) -> Iterator[list[_Result]]:
+) -> Iterator[list[Answer]]:
     """Each batch's greedy answers."""
     data, processor = setting.data[cell.task], setting.model.processor
     requests = (
@@ -284,7 +289,7 @@ def _answered(
     choosing = Choosing(stop_ids, on_token=first_tokens.take, on_end=first_tokens.end)
     sizes = {"batch_size": setting.batch_size, "batches_per_block": cell.batches_per_block}
     for answers in generate_batches(session, requests, forecaster, choosing, **sizes):
-        yield [_Result(_text(processor, a.token_ids), a.first_logits, a.logits_digest) for a in answers]
+        yield [Answer(_text(processor, a.token_ids), a.first_logits, a.logits_digest) for a in answers]
 
 
 def _text(processor: Processor | None, ids: list[int]) -> str:
@@ -301,22 +306,29 @@ def _number_of_batches(setting: Setting, count: int) -> int:
     return sum(-(-len(window) // setting.batch_size) for window in _windows(setting, count))
 
 
-def _batches(setting: Setting, cell: Cell, engine: ExpertCacheEngine) -> Iterator[tuple[np.ndarray, Queue]]:
+def _batches(
+    setting: Setting, cell: Cell, engine: ExpertCacheEngine, before: int = 0
+) -> Iterator[tuple[np.ndarray, Queue]]:
     """(example indices of a batch, what the batches behind it will use), window by window.
 
     Forecasts for scheduling cost time. They say what waits in the queue, too, as far as the window goes; where nothing
     was forecast, nothing is known of it.
+
+    Args:
+      before: batches that are passed over, as they have been run.
     """
     scheduler = setting.scheduler(cell)
-    data = setting.data[cell.task]
+    data, first = setting.data[cell.task], 0
     for window in _windows(setting, len(data.prompts)):
         signatures = setting.signatures[cell.task][window]
-        if scheduler.uses_forecast:
+        if scheduler.uses_forecast and first >= before:
             _book_scheduling(setting, data, window, engine)
         batches = scheduler.plan(signatures, arrival=window.tolist())
         uses = [combine_sequences(signatures[batch]) for batch in batches] if scheduler.uses_forecast else []
         for number, batch in enumerate(batches, start=1):
-            yield window[batch], uses[number:]
+            if first + number > before:
+                yield window[batch], uses[number:]
+        first += len(batches)
 
 
 def _book_scheduling(setting: Setting, data: TaskData, window: np.ndarray, engine: ExpertCacheEngine) -> None:

@@ -13,7 +13,7 @@ class FirstTokens:
     def __init__(self, clock: Clock):
         self._clock = clock
         self._begun: dict[int, float] = {}  # by number of the question
-        self._seconds: dict[int, float] = {}  # likewise, of those that have their first token
+        self.seconds: dict[int, float] = {}  # likewise, of those that have their first token
 
     def begin(self, numbers: Iterable[int]) -> None:
         """The batch of these questions begins."""
@@ -26,10 +26,10 @@ class FirstTokens:
 
     def end(self, number: int) -> None:
         """This question's answer has ended, with its first token if it has none yet (`Choosing.on_end`)."""
-        if number not in self._seconds:
-            self._seconds[number] = self._clock.now() - self._begun[number]
+        if number not in self.seconds:
+            self.seconds[number] = self._clock.now() - self._begun[number]
 
     @property
     def mean(self) -> float | None:
         """Mean over questions in seconds; None if there were no answers."""
-        return float(np.mean(list(self._seconds.values()))) if self._seconds else None
+        return float(np.mean(list(self.seconds.values()))) if self.seconds else None

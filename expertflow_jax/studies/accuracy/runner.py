@@ -27,6 +27,7 @@ from expertflow_jax.studies.accuracy.opening_lines import opening_lines
 from expertflow_jax.studies.accuracy.preparation import Questions, ask, check, launcher_of
 from expertflow_jax.studies.accuracy.report import render_table, write_report
 from expertflow_jax.studies.accuracy.result_files import ResultWriter
+from expertflow_jax.studies.accuracy.saved_batches import SavedBatches
 from expertflow_jax.tasks.base import optional
 
 _HOW = ("launcher", "workers")  # config keys that decide no result
@@ -109,6 +110,7 @@ def _run_cells(
                     raise InputError(ended.failure.message)  # without it no cell of its task has a row
                 else:
                     failures.add(cell.id, labels[cell.id], ended.failure)
+                SavedBatches(writer.path, cell.id).remove()  # a failed cell begins anew
                 progress.end(labels[cell.id])
 
 
