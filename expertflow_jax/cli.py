@@ -12,6 +12,7 @@ import difflib
 import io
 import os
 import select
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -168,6 +169,11 @@ def _say(error: Exception) -> None:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
 
 
+def _farewell(number: int) -> int:
+    print(interrupts.farewell(number), file=sys.stderr)
+    return 128 + number
+
+
 def _refuse(error: InputError) -> int:
     _say(error)
     return 2
@@ -220,11 +226,9 @@ def run_command(
         traceback.print_exc()
         return 1
     except interrupts.Terminated:
-        print("terminated; rerun the same command to resume", file=sys.stderr)
-        return 143
+        return _farewell(signal.SIGTERM)
     except KeyboardInterrupt:
-        print("interrupted; rerun the same command to resume", file=sys.stderr)
-        return 130
+        return _farewell(signal.SIGINT)
     except Exception as error:
         if (reason := refused_write(error)) is not None:  # of a library that writes files itself
             return _refuse(write_error(reason.filename or "a file", reason))

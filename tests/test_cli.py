@@ -167,6 +167,35 @@ def test_signals_end_a_command_even_if_a_callback_swallows_them(config_file, tmp
     assert error.splitlines()[-1] == f"{says}; rerun the same command to resume"
 
 
+DEAF = """
+import hashlib, sys
+from expertflow_jax import cli, interrupts
+
+def main(invocation):
+    print("running", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)  # C code that lets other threads run, as XLA does
+
+interrupts.GRACE = 0.5
+sys.exit(cli.run_command(main, description="test", argv=sys.argv[1:]))
+"""
+
+
+def test_a_command_that_does_not_hear_is_ended_in_time(config_file, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", DEAF, f"--config={config_file}", f"--workdir={tmp_path}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "running\n"
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert error == "terminated; rerun the same command to resume\n"
+
+
 def test_handlers_are_put_back(config_file: str, tmp_path: Path):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert run([f"--config={config_file}", f"--workdir={tmp_path}"]) == 0

@@ -82,6 +82,7 @@ def test_a_failed_cell_is_recorded_and_tried_again(tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("launcher", ["local", "ray"])
 def test_workers_give_the_rows_of_one_process(launcher, tmp_path, capsys):
     if launcher == "ray":
