@@ -6,6 +6,7 @@ beyond it are cut. What does not fit together, or was written by other code, is 
 Saving takes at most a twentieth of the time: a cell of seconds writes nothing.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -96,6 +97,8 @@ class SavedBatches:
         """Nothing of the cell is kept any more."""
         for path in (self._state, self._lines):  # lines without a state are nothing
             path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # other cells are in it, or it is not there
+            self._lines.parent.rmdir()
 
 
 def _about(state: bytes) -> dict[str, str]:
