@@ -32,4 +32,10 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.baseline_models, config.baseline_batch_sizes = (), (1, 8)
     config.host_cost = True
+    # Beside ours, where they are installed; a row says where not. (model, batch size, GB of the card for weights)
+    config.rivals = ((QWEN, 1, 32), (QWEN, 8, 32), (MIXTRAL, 1, 48))
+    config.rival_tokens = 32
+    config.reference_python = ""  # with torch, transformers and accelerate
+    config.gguf = ""  # of the first rival model, in 16 bits, for llama.cpp
+    config.llama_options = "-ngl 99 -ncmoe 24"  # layers on the card, and of those the ones whose experts are not
     return config

@@ -125,6 +125,7 @@ class Window:
             itemsize=np.dtype(stages.dtype).itemsize,
             predictor=setup.predictor if forecasts else None,
             cache_fraction=fraction,
+            scratch_bytes=stages.form.scratch_bytes(stages.layout),
         )
         more = len(self.batches) - self.batches_per_block
         cache = setup.predictor.cache_nbytes(self.batch_size, size.tokens + size.new_tokens) if forecasts else 0

@@ -38,6 +38,10 @@ _BASELINES = (
     "by layer, against one jit of the whole model (two ways to compute experts; the faster counts) and against Hugging "
     "Face transformers. The ratio is the engine's throughput over the contender's."
 )
+_RIVALS = (
+    "Decoding by engines that offload too, each in a process of its own on the same card, where it is installed: "
+    "accelerate moves whole layers, llama.cpp keeps experts. Random weights, and routing of their own."
+)
 _HOST = (
     "CPU time of the engine per layer-step at 128 experts, top 8, half of them in slots, one sequence, without weights "
     "(`eval.simulate` measures more)."
@@ -97,6 +101,7 @@ def write_report(
         ("The simulator's error", fidelity.TEXT, fidelity.summary_grid(rows)),
         ("The simulator's error by cell", "Measured tokens per second, and the error.", fidelity.cell_grid(rows)),
         ("Everything resident", _BASELINES, tables.baseline_grid(lines)),
+        ("Other engines", _RIVALS, tables.rival_grid(lines)),
         ("Host bookkeeping", _HOST, tables.host_grid(lines)),
     ]
     blocks += report.sections(grids, console)

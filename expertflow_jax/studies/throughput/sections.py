@@ -16,6 +16,7 @@ from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.simulation.host_cost import HostCell, measure_host
 from expertflow_jax.simulation.machines import gpu_machine
 from expertflow_jax.studies.throughput.baselines import compare
+from expertflow_jax.studies.throughput.rivals import RivalRun, rival_runs
 from expertflow_jax.workloads.shapes import find_shape
 
 Line = dict[str, Any]
@@ -63,9 +64,14 @@ def _measurements(config: ml_collections.ConfigDict, models: Any) -> list[tuple[
         for name in config.baseline_models
         for size in config.baseline_batch_sizes
     ]
+    measurements += [(label, functools.partial(_rival, run)) for label, run in rival_runs(config)]
     if config.host_cost:
         measurements += [(f"host bookkeeping: {policy}", functools.partial(_host, policy)) for policy in HOST_POLICIES]
     return measurements
+
+
+def _rival(run: Callable[[], RivalRun]) -> list[Line]:
+    return [{"kind": "rival", **dataclasses.asdict(run())}]
 
 
 def _host(policy: str) -> list[Line]:

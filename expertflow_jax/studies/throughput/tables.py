@@ -108,6 +108,20 @@ def baseline_grid(lines: Sequence[dict[str, Any]]) -> Grid:
     return Grid(titles, texts, [column not in (0, 1, 3) for column in range(len(titles))])
 
 
+def rival_grid(lines: Sequence[dict[str, Any]]) -> Grid:
+    """Other engines that offload, and why one did not run."""
+    titles = ("engine", "model", "batch", "device GB", "tokens/s", "what ran")
+    texts = [
+        (
+            *(line["rival"], line["model"], str(line["batch_size"]), f"{line['device_bytes'] / 1e9:.0f}"),
+            *("" if line["tokens_per_second"] is None else f"{line['tokens_per_second']:.1f}", line["note"]),
+        )
+        for line in lines
+        if line["kind"] == "rival"
+    ]
+    return Grid(titles, texts, [False, False, True, True, True, False])
+
+
 def host_grid(lines: Sequence[dict[str, Any]]) -> Grid:
     """Host bookkeeping over the number of layers."""
     texts = [
