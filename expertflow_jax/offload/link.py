@@ -11,6 +11,7 @@ in a queue behind which a correction would stand. Kinds: `direct` (whatever the 
 import collections
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from expertflow_jax.errors import InputError
@@ -99,8 +100,8 @@ class TransferSource(Protocol):
     def next_transfer(self) -> Transfer | None:
         """Reserves a slot for what should travel now, or None if nothing should."""
 
-    def load(self, transfer: Transfer) -> int:
-        """Starts the copy; returns its bytes."""
+    def load(self, transfers: Sequence[Transfer]) -> int:
+        """Starts their copies together; returns their bytes."""
 
     def arrived(self, transfer: Transfer) -> None:
         """The expert is usable from now on."""
@@ -180,7 +181,7 @@ class VirtualLink:
         self._looked = now
 
     def _start(self, transfer: Transfer, start: float) -> None:
-        occupied = self._source.load(transfer)
+        occupied = self._source.load([transfer])
         seconds = self.spec.seconds_on_link(occupied)
         self._free_at = start + transfer.disk_seconds + seconds
         self.busy_seconds += seconds

@@ -171,18 +171,18 @@ class SlotPool:
         self.generation[slot] += 1
         self.quantized[slot] = False
 
-    def write(self, slot: int, source: Parts | None) -> Parts | None:
-        """Starts the copy of an expert's host arrays into a reserved slot; returns the arrays that it arrives in, None
+    def write(self, slots: Sequence[int], sources: Sequence[Parts | None]) -> Sequence[Parts | None]:
+        """Starts the copies of experts' host arrays into reserved slots; returns the arrays that each arrives in, None
         where sizes alone are simulated.
 
         Asynchronous; the one thread that reserved the slot calls it, and no lock is needed meanwhile.
         """
-        if source is not None:
-            return self.memory.write(slot, source)
-        if self.generation[slot] == 1:
-            self.memory.nbytes += self.expert_bytes
-            self.memory.peak_bytes = max(self.memory.peak_bytes, self.memory.nbytes)
-        return None
+        parts = [source for source in sources if source is not None]
+        if parts:
+            return self.memory.write(slots, parts)
+        self.memory.nbytes += self.expert_bytes * sum(int(self.generation[slot]) == 1 for slot in slots)
+        self.memory.peak_bytes = max(self.memory.peak_bytes, self.memory.nbytes)
+        return [None] * len(slots)
 
     def publish(self, slot: int, generation: int, pinned: bool = False, arrived: Parts | None = None) -> bool:
         """Marks an arrived expert usable, unless its slot has been given away since; returns whether.

@@ -7,11 +7,13 @@ Axes: S slots. A key is layer * E + expert.
 
 import collections
 import threading
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jaxtyping import Int
 
+from expertflow_jax.models.experts import Parts
 from expertflow_jax.offload.clock import Clock
 from expertflow_jax.offload.counts import Counts
 from expertflow_jax.offload.foresight import Foresight
@@ -88,7 +90,7 @@ class Traffic:
                     f"already or belongs to slots {home.start} to {home.stop - 1}"
                 )
             pool.reserve(slot, key, 0)
-            buffer = pool.write(slot, self._store.source(key))
+            (buffer,) = pool.write([slot], [self._store.source(key)])
             if buffer is not None:  # the store may let go of an expert only when it has travelled
                 jax.block_until_ready(buffer)
             pool.publish(slot, int(pool.generation[slot]), arrived=buffer)
@@ -196,17 +198,27 @@ class Traffic:
     def _tier(self, quantized: bool) -> HostTier:
         return self._copies if quantized and self._copies is not None else self._store
 
-    def load(self, transfer: Transfer) -> int:
-        """For the link, without the lock: starts the copy into the reserved slot; returns its bytes."""
-        tier = self._tier(transfer.quantized)
+    def load(self, transfers: Sequence[Transfer]) -> int:
+        """For the link, without the lock: starts the copies into the reserved slots, in one call unless a file has to
+        be read for one of them; returns their bytes."""
+        tiers = [self._tier(transfer.quantized) for transfer in transfers]
+        pairs = list(zip(transfers, tiers, strict=True))
+        read = [tier.unpinned_bytes(transfer.key) for transfer, tier in pairs]
+        for part in [pairs] if not any(read) else [[pair] for pair in pairs]:
+            sources = [self._source(transfer, tier) for transfer, tier in part]
+            written = self._pool.write([transfer.slot for transfer, _ in part], sources)
+            for (transfer, _), buffer in zip(part, written, strict=True):
+                transfer.buffer = buffer
+        return sum(tier.expert_bytes for tier in tiers)
+
+    def _source(self, transfer: Transfer, tier: HostTier) -> Parts | None:
         if unpinned := tier.unpinned_bytes(transfer.key):
             with self._changed:
                 self._counts["disk_reads"] += 1
                 self._counts["disk_bytes"] += unpinned
             if self._clock.virtual:
                 transfer.disk_seconds = self._disk.seconds_on_link(unpinned) + self._disk.latency_seconds
-        transfer.buffer = self._pool.write(transfer.slot, tier.source(transfer.key))
-        return tier.expert_bytes
+        return tier.source(transfer.key)
 
     def arrived(self, transfer: Transfer) -> None:
         """For the link, with the lock held: the expert is usable."""

@@ -19,6 +19,7 @@ from expertflow_jax.offload.link import LinkSpec, Transfer, TransferSource
 # A sleeping thread wakes a little late. A link would have gone on at once, so a start may be dated back, by this much
 # at most: a machine that stalls for longer makes the link slower, never faster than stated.
 WAKE_UP_SECONDS = 500e-6
+POLL_SECONDS = 100e-6  # between two looks at whether an expert has arrived, while another could start
 
 
 class RealLink:
@@ -111,11 +112,11 @@ class RealLink:
     def _run(self) -> None:
         try:
             while (task := self._next_task()) is not None:
-                transfer, starts = task
+                transfers, starts = task
                 if starts:
-                    self._start(transfer)
+                    self._start(transfers)
                 else:
-                    self._finish(transfer)
+                    self._finish(transfers[0])
         except ReferenceError:
             pass  # nobody is left to report to
         except BaseException as failure:
@@ -124,49 +125,55 @@ class RealLink:
                 self._under_way.clear()
                 self._condition.notify_all()
 
-    def _next_task(self) -> tuple[Transfer, bool] | None:
-        """Waits for something to do: a transfer that starts now (with True) or that is due to arrive (with False)."""
+    def _next_task(self) -> tuple[list[Transfer], bool] | None:
+        """Waits for something to do: transfers that start now (True), or one that is due to arrive (False)."""
         with self._condition:
             while True:
-                transfer = self._pull()
-                if transfer is not None:
-                    return transfer, True
+                if transfers := self._pull():
+                    return transfers, True
                 if not self._under_way:
                     if self._closing:
                         return None
                     self._condition.wait()
                     continue
                 first, now = self._under_way[0], self._clock.now()
-                if first.end <= now:
-                    return first, False
-                event = min(first.end, self._free_at) if self._may_start() else first.end
-                self._condition.wait(max(event - now, 0.0))
+                if first.end > now:  # as the emulated link says
+                    event = min(first.end, self._free_at) if self._may_start() else first.end
+                    self._condition.wait(max(event - now, 0.0))
+                elif self._full or self.spec.emulated or _is_ready(first):
+                    return [first], False
+                else:  # an urgent one may yet come, and would start at once
+                    self._condition.wait(POLL_SECONDS)
+
+    @property
+    def _full(self) -> bool:
+        return len(self._under_way) >= self._window
 
     def _may_start(self) -> bool:
-        full = len(self._under_way) >= self._window
-        return not (full or self._idle or self._paused or self._closing)
+        return not (self._full or self._idle or self._paused or self._closing)
 
-    def _pull(self) -> Transfer | None:
-        """The next transfer, if one may start now; an emulated link is free once the last byte has left."""
-        now = self._clock.now()
-        if now < self._free_at or not self._may_start():
-            return None
-        transfer = self._source.next_transfer()
-        if transfer is None:
-            self._idle = self._rested = True
-            self._condition.notify_all()
-            return None
-        transfer.start = now if self._rested else max(self._free_at, now - WAKE_UP_SECONDS)
-        self._rested = False
-        self._under_way.append(transfer)
-        return transfer
+    def _pull(self) -> list[Transfer]:
+        """The next transfers, if any may start now: all for which the window has room, but one at a time on an emulated
+        link, which is free once the last byte has left."""
+        now, transfers = self._clock.now(), list[Transfer]()
+        while now >= self._free_at and self._may_start() and not (transfers and self.spec.emulated):
+            transfer = self._source.next_transfer()
+            if transfer is None:
+                self._idle = self._rested = True
+                self._condition.notify_all()
+                break
+            transfer.start = now if self._rested else max(self._free_at, now - WAKE_UP_SECONDS)
+            self._rested = False
+            self._under_way.append(transfer)
+            transfers.append(transfer)
+        return transfers
 
-    def _start(self, transfer: Transfer) -> None:
-        seconds = self.spec.seconds_on_link(self._source.load(transfer))
-        self._free_at = transfer.start + seconds
+    def _start(self, transfers: list[Transfer]) -> None:
+        seconds = self.spec.seconds_on_link(self._source.load(transfers))
+        self._free_at = transfers[0].start + seconds
         if self.spec.emulated:
             self.busy_seconds += seconds
-            transfer.end = self._free_at + self.spec.latency_seconds
+            transfers[0].end = self._free_at + self.spec.latency_seconds
 
     def _finish(self, transfer: Transfer) -> None:
         if transfer.buffer is not None:
@@ -181,3 +188,7 @@ class RealLink:
             self._arrivals += 1
             self._idle = False
             self._condition.notify_all()
+
+
+def _is_ready(transfer: Transfer) -> bool:
+    return transfer.buffer is None or all(part.is_ready() for part in transfer.buffer)

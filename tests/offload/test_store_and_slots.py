@@ -46,13 +46,13 @@ def test_a_slot_is_overwritten_in_the_same_memory(keyed_store):
     store = keyed_store(2, 3)
     pool = SlotPool(1, 2, 3, store.expert_bytes)
     pool.reserve(0, 4, 0)
-    (first,) = pool.write(0, store.source(4))
+    ((first,),) = pool.write([0], [store.source(4)])
     assert first.sharding.memory_kind == "device"
     assert (np.array(first) == 4).all()
     pointer = first.unsafe_buffer_pointer()
     pool.publish(0, 1)
     pool.reserve(0, 1, 1)
-    (second,) = pool.write(0, store.source(1))
+    ((second,),) = pool.write([0], [store.source(1)])
     assert (np.array(second) == 1).all()
     assert first.is_deleted()
     assert pool.peak_bytes == pool.live_bytes == store.expert_bytes

@@ -74,6 +74,41 @@ def test_an_emulated_link_takes_at_least_its_time(keyed_store):
         assert stats["link_seconds"] == pytest.approx(stats["bytes_transferred"] / 64e3)
 
 
+class Travelling:
+    """Stands in the place of an array that arrives when it is let."""
+
+    def __init__(self):
+        self.arrives = threading.Event()
+
+    def is_ready(self):
+        return self.arrives.is_set()
+
+    def block_until_ready(self):
+        assert self.arrives.wait(10), "nothing else has started"
+        return self
+
+
+def test_urgent_experts_start_together_and_while_another_travels(keyed_store):
+    with ExpertCacheEngine(keyed_store(1, EXPERTS), EXPERTS, "on_demand", "direct", RealClock(), window=3) as engine:
+        write, calls, begun, first = engine.pool.write, [], threading.Event(), Travelling()
+
+        def watched(slots, sources):
+            calls.append([int(np.asarray(source[0])[0]) for source in sources])
+            begun.set()
+            if len(calls) == 1:
+                return [(first,)]
+            first.arrives.set()  # no sooner
+            return write(slots, sources)
+
+        engine.pool.write = watched
+        engine.begin_step(None)
+        engine.note_lossy(0, np.array([5]), engine.usable(0))  # comes in the background
+        assert begun.wait(10)
+        served = [expert for group, _ in engine.rounds(0, np.arange(4)) for expert in group]
+        assert sorted(served) == [0, 1, 2, 3]
+        assert calls[:2] == [[5], [0, 1]]  # as many as the window had room for, while the first was on its way
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("latency", [10, 300])
 def test_emulated_bandwidth_is_within_five_percent(keyed_store, latency):
@@ -100,7 +135,7 @@ def test_a_failed_transfer_surfaces_where_compute_waits(keyed_store):
     with ExpertCacheEngine(store, 4, "on_demand", "direct", RealClock()) as engine:
         engine.warm_up()
 
-        def fail(slot, source):
+        def fail(slots, sources):
             raise OSError("the bus is gone")
 
         engine.pool.write = fail
