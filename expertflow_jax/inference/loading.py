@@ -20,6 +20,7 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.inference.stages import Stages
 from expertflow_jax.locate import locate
 from expertflow_jax.models.causal_lm import ModelConfig
+from expertflow_jax.models.device_form import DeviceForm
 from expertflow_jax.models.experts import BufferLayout, ExpertLayout
 from expertflow_jax.models.quantized import layout_for
 from expertflow_jax.offload.budget import HostPlan, parse_bytes, plan_host
@@ -85,6 +86,7 @@ def load_model(
     *,
     expert_dtype: str | None = None,
     host_memory_budget: str | int | None = None,
+    form: DeviceForm | None = None,
 ) -> LoadedModel:
     """Reads a committed model, a checkpoint directory or a hub id.
 
@@ -94,6 +96,7 @@ def load_model(
       expert_dtype: "int8" or "int4" quantises the experts, which is lossy; None keeps them in `dtype`.
       host_memory_budget: host memory for experts ("32GiB"); those beyond it stay in the files. None: as much as it
         takes.
+      form: how experts lie and run on the device; None: what suits it.
 
     Raises:
       InputError: nothing there, an unsupported dtype, a budget that is too small, or a checkpoint that is incomplete,
@@ -108,7 +111,7 @@ def load_model(
     host = host_plan(full, layout, experts.num_layers * experts.num_experts, experts.file_bytes, host_memory_budget)
     store = _host_tier(experts, layout, host)
     processor = Processor.from_directory(path) if (path / "tokenizer.json").exists() else None
-    stages = Stages(module).with_layout(layout)
+    stages = Stages(module, form=form).with_layout(layout)
     stored_dtype = expert_dtype or str(jnp.dtype(module.dtype))
     return LoadedModel(config, stages, store, host, experts, processor, fingerprint, path, stored_dtype)
 

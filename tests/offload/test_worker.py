@@ -1,5 +1,6 @@
 """The real link: the same experts as under the virtual clock, no faster than stated, failures shown where one waits."""
 
+import dataclasses
 import threading
 import time
 
@@ -7,10 +8,12 @@ import numpy as np
 import pytest
 
 from expertflow_jax.errors import InputError
+from expertflow_jax.models.device_form import POOL, REPLACED
 from expertflow_jax.offload.clock import RealClock
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.link import LinkSpec
 from expertflow_jax.offload.policies import POLICIES
+from expertflow_jax.offload.slot_memory import PooledExpert
 from expertflow_jax.offload.store import ExpertStore
 
 LAYERS, EXPERTS = 3, 6
@@ -19,6 +22,13 @@ LAYERS, EXPERTS = 3, 6
 def random_steps(seed, steps):
     random = np.random.default_rng(seed)
     return random.random((steps, LAYERS, EXPERTS)) < 0.4
+
+
+def numbers_in(buffer):
+    """What stages read of an expert that the engine serves."""
+    if isinstance(buffer, PooledExpert):
+        return buffer.memory.read(lambda numbers_SxP: np.asarray(numbers_SxP[buffer.slot]))
+    return np.asarray(buffer[0])
 
 
 def run(engine, needed, horizon):
@@ -31,7 +41,7 @@ def run(engine, needed, horizon):
             served = []
             for group, buffers in engine.rounds(layer, experts):
                 for expert, buffer in zip(group, buffers, strict=True):
-                    np.testing.assert_array_equal(np.asarray(buffer[0]), layer * EXPERTS + expert)
+                    np.testing.assert_array_equal(numbers_in(buffer), layer * EXPERTS + expert)
                 served += group
             if engine.watches_hidden and layer + 1 < LAYERS:
                 engine.observe_hidden(layer + 1, needed[step, layer + 1][None] + 0.5, 2)
@@ -56,6 +66,18 @@ def test_every_expert_is_delivered_at_any_number_of_slots(keyed_store, policy, l
         assert stats["clock"] == "real"
         if slots == LAYERS * EXPERTS and not policy.startswith("pregated"):  # which keeps nothing beyond its use
             assert stats["hits"] == asked
+
+
+@pytest.mark.parametrize("form", [REPLACED, POOL, dataclasses.replace(POOL, reads_last=True)])
+@pytest.mark.parametrize(("policy", "slots"), [("on_demand", 1), ("expertflow", 2), ("expertflow", 7)])
+def test_every_expert_is_delivered_under_the_arguments_of_a_gpu(keyed_store, policy, slots, form):
+    with ExpertCacheEngine(keyed_store(LAYERS, EXPERTS), slots, policy, clock=RealClock(), form=form) as engine:
+        engine.warm_up()
+        engine.reset_stats()
+        asked = run(engine, random_steps(slots, 6), engine.forecasts)
+        stats = engine.stats()
+        assert stats["hits"] + stats["late"] + stats["misses"] == asked
+        assert stats["peak_slot_bytes"] <= slots * stats["expert_bytes"]
 
 
 def test_an_emulated_link_takes_at_least_its_time(keyed_store):
