@@ -17,6 +17,7 @@ from expertflow_jax.inference.selection import whole_step
 from expertflow_jax.inference.session import InferenceSession
 from expertflow_jax.inference.stages import Stages
 from expertflow_jax.models.experts import ExpertKind, grouped_experts, run_expert
+from expertflow_jax.offload.store import ExpertSizes
 from expertflow_jax.workloads.setups import Setup
 
 Stacked = list[tuple[jax.Array, jax.Array]]
@@ -25,6 +26,7 @@ Stacked = list[tuple[jax.Array, jax.Array]]
 def stacked_experts(setup: Setup) -> Stacked:
     """Per layer gate_up [E, D, 2F] and down [E, F, D] on the device."""
     store, layers = setup.store, []
+    assert not isinstance(store, ExpertSizes), "a setup for plans alone has no experts"
     for layer in range(store.num_layers):
         keys = range(layer * store.num_experts, (layer + 1) * store.num_experts)
         parts = [store.layout.unpack(store.source(key)) for key in keys]

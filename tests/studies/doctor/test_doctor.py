@@ -1,5 +1,6 @@
 """eval.doctor on a CPU: a cheap run of everything, and what it refuses."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,8 +9,11 @@ import pytest
 
 from expertflow_jax.cli import load_config
 from expertflow_jax.errors import InputError
+from expertflow_jax.models.device_form import INTERPRETED_POOL, REPLACED
 from expertflow_jax.studies.doctor import runner
 from expertflow_jax.studies.doctor.findings import graded
+from expertflow_jax.studies.doctor.model import RandomModel, group_finding
+from expertflow_jax.workloads import shapes
 
 SMALL = ("shape=mixtral_8x7b", "layers=2", "copy_megabytes=1", "repeats=1", "seconds=2", "steps=6")
 NAMES = [
@@ -76,6 +80,14 @@ def test_the_command_ends_with_2_and_one_line(tmp_path):
     assert run.returncode == 2
     assert run.stderr.startswith("error: config key shape")
     assert run.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("form", [REPLACED, INTERPRETED_POOL])
+def test_bits_are_compared_in_a_gpus_forms(form):
+    shape = dataclasses.replace(shapes.find_shape("mixtral_8x7b"), d_model=32, d_ff=64, num_layers=1)
+    stages, store = shapes.build(shape, seed=0)
+    finding = group_finding(RandomModel(stages.with_form(form), store))
+    assert (finding.verdict, finding.numbers["form"]) == ("good", form.slots)
 
 
 def test_grades_fall_with_the_figure():
