@@ -10,6 +10,13 @@ import ml_collections
 SHAPES = ("mixtral_8x7b", "qwen3_vl_30b_a3b")
 VARIANTS = ("resident", "on_demand", "cache_moe", "expertflow", "expertflow(truth)")
 ALL = (*VARIANTS, "oracle")
+WITHOUT_ROUTERS = ("lfu", "class_lru", "moe_infinity")  # other systems that a replayed shape can run
+RIVALS = (
+    *WITHOUT_ROUTERS,
+    "speculative",
+    "se_moe",
+    "pregated_forecast",
+)  # of the trained model alone
 
 
 def grid(
@@ -51,6 +58,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.minutes = 18.5  # after these no further cell is begun; the same command goes on with what is left
 
     config.grids = ml_collections.ConfigDict(sort_keys=False)  # measured in this order
+    headline = {"cache_fractions": (0.25,), "variants": (*VARIANTS, *WITHOUT_ROUTERS)}
+    config.grids.headline = grid(("qwen3_vl_30b_a3b",), ("decode",), **headline)
     config.grids.shapes = grid(SHAPES, cache_fractions=(0.25, 0.5))
     in_blocks = {
         "batches": (8,),
@@ -58,7 +67,8 @@ def get_config() -> ml_collections.ConfigDict:
         "variants": ("resident", "cache_moe", "expertflow"),
     }
     config.grids.blocks = grid(("qwen3_vl_30b_a3b",), cache_fractions=(0.25,), **in_blocks)
-    config.grids.trained = grid((config.model,), cache_fractions=(0.125, 0.25, 0.5, 0.75, 1.0), variants=ALL)
+    config.grids.rivals = grid((config.model,), cache_fractions=(0.5,), variants=(*ALL, *RIVALS))
+    config.grids.trained = grid((config.model,), cache_fractions=(0.125, 0.25, 1.0), variants=ALL)
     least = ("resident", "on_demand", "expertflow")
     config.grids.least_memory = grid((config.model, *SHAPES), ("decode",), (1,), (0.0,), least)
     more_shapes = ("switch_base_8", "switch_base_64", "switch_base_128", "qwen1.5_moe_a2.7b")

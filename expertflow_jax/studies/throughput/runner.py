@@ -212,7 +212,7 @@ def _run_cell(
     resident = repeats.get(RESIDENT.label) or [run_once(window, RESIDENT, 0, link)]
     resident_seconds = float(np.median([repeat.seconds for repeat in resident]))
     forecasts = [own for block in window.forecasts() for own, _ in block]
-    recalls = {"none": None, "truth": 1.0, "predictor": forecast_recall(reference.needed, forecasts)}
+    recalls = {"truth": 1.0, "predictor": forecast_recall(reference.needed, forecasts)}  # others make no horizons
     costs = measured_costs(window, resident_seconds)
     rows = []
     for name, runs in repeats.items():
@@ -239,7 +239,7 @@ def _run_cell(
                 peak=warm[name].peak_device_bytes,
                 limit=limits[0],
                 best_order=limits[1],
-                recall=recalls[variant.forecast],
+                recall=recalls.get(variant.forecast),
                 new_compilations=made,
                 link=link,
                 simulated=simulated_seconds(window, variant, plans[name].slots, link, costs),

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from configs.throughput_cpu import RIVALS
 from expertflow_jax.inference.served import serve
 from expertflow_jax.offload.link import LinkSpec
 from expertflow_jax.offload.variant import RESIDENT, Variant
@@ -16,6 +17,7 @@ from expertflow_jax.studies.throughput.measure import run_once
 from expertflow_jax.studies.throughput.runner import Models
 from expertflow_jax.studies.throughput.simulated import measured_costs, simulated_seconds
 from expertflow_jax.workloads.window_forecasts import make_forecasters
+from expertflow_jax.workloads.windows import make_window
 from tests.studies.throughput import tiny
 
 NOTHING = Line(0.0, 0.0)
@@ -51,6 +53,17 @@ def test_the_simulator_takes_as_long_as_a_session_on_the_virtual_clock(windows, 
         truth = run_once(window, RESIDENT, 0, LINK).needed
         seconds = simulated_seconds(window, variant, slots, LINK, COSTS)
         assert seconds == pytest.approx(on_the_virtual_clock(window, variant, slots, truth))
+
+
+@pytest.mark.slow
+def test_every_rival_can_be_timed():
+    config = tiny.get_config()
+    models = Models(config)
+    window = make_window(models.get(models.model.name), "decode", 1, 1, 1)
+    window.fill_caches()
+    for name in RIVALS:
+        repeat = run_once(window, Variant.of(name), window.setup.num_experts // 2, LINK)
+        assert repeat.seconds > 0
 
 
 @pytest.mark.slow
