@@ -10,7 +10,7 @@ _FILES = (
     "`throughput`: `eval.throughput`, results.jsonl and results.csv, one row per cell and variant;",
     "`scale`: `eval.simulate` (study `growth`), results.jsonl, rows of kind `host` or `scheduler`;",
     "`ablations`: `eval.simulate` (study `ablations`), ablations.jsonl, one row per setting and variant;",
-    "`blocks`: `eval.simulate` (study `blocks`), results.jsonl, one row per cell.",
+    "`blocks`, `lossy`: `eval.simulate` (studies of these names), results.jsonl, one row per cell.",
 )
 
 

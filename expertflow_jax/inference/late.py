@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Float32, Int32
 
 from expertflow_jax.inference.rows import ExpertRows
 
@@ -29,18 +29,6 @@ class Late:
     rows: ExpertRows
     weights: Float32[np.ndarray, "B T K"]
     out: jax.Array
-
-
-def split(
-    ids: Int32[np.ndarray, "N K"], deferred: Bool[np.ndarray, " E"] | None
-) -> tuple[Int32[np.ndarray, "N K"], Int32[np.ndarray, "N K"] | None]:
-    """The choices that run now and those that are deferred, -1 in the place of the others; None if none is."""
-    if deferred is None:
-        return ids, None
-    waits = (ids >= 0) & deferred[np.maximum(ids, 0)]
-    if not waits.any():
-        return ids, None
-    return np.where(waits, -1, ids), np.where(waits, ids, -1)
 
 
 def late_experts(members: Sequence[Late]) -> Int32[np.ndarray, " n"]:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from expertflow_jax.inference.device_memory import bytes_in_use
-from expertflow_jax.inference.late import Late, late_experts, split
+from expertflow_jax.inference.late import Late, late_experts
 from expertflow_jax.inference.layer_stages import Attended, Uncombined
 from expertflow_jax.inference.members import Member, StepRecord
 from expertflow_jax.inference.rows import ExpertRows, expert_rows
@@ -27,6 +27,7 @@ from expertflow_jax.offload.clock import Clock, bookkeeping
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.misses import LayerStep, MissPolicy
 from expertflow_jax.offload.misses.losses import Losses
+from expertflow_jax.offload.misses.telling import split, tell
 from expertflow_jax.simulation.costs import ComputeCosts
 
 Look = Callable[[str, jax.Array, np.ndarray], None]  # (what, its output [B, T, D], lengths int32 [B])
@@ -269,13 +270,7 @@ class Layers:
                 r.late = Late(moe_layer, r.y, self._sorted(late_NxK), r.weights, out)
             wanted_E |= r.rows.counts > 0
             start = part.stop
-        later_E = (counts_E > 0) & ~wanted_E & self.miss_policy.fetches_dropped
-        here_E = step.usable
-        if decision.quantized is not None:
-            here_E = here_E | (decision.quantized & self.engine.copied(moe_layer))
-        waits = bool((wanted_E & ~here_E).any())
-        asked, later = (np.flatnonzero(experts).astype(np.int32) for experts in (counts_E, later_E))
-        self.engine.note_lossy(moe_layer, asked, here_E, counts_E, later, waits)
+        tell(self.engine, self.miss_policy, step, decision, counts_E, wanted_E)
         return decision.quantized
 
     @bookkeeping

@@ -12,6 +12,7 @@ _RUNNERS = {
     "growth": "expertflow_jax.studies.growth.runner",
     "ablations": "expertflow_jax.studies.ablations.runner",
     "blocks": "expertflow_jax.studies.blocks.runner",
+    "lossy": "expertflow_jax.studies.lossy.runner",
     "paper": "expertflow_jax.studies.claims.paper",
 }
 
@@ -24,7 +25,7 @@ def runner_of(config: ml_collections.ConfigDict) -> Any:
     """
     if "study" not in config:
         raise InputError(
-            "config key study is missing; see configs/scale_cpu.py, configs/ablations.py, configs/blocks.py and "
-            "configs/paper.py"
+            "config key study is missing; see configs/scale_cpu.py, configs/ablations.py, configs/blocks.py, "
+            "configs/frontier_at_scale.py and configs/paper.py"
         )
     return importlib.import_module(_RUNNERS[names.find("config key study:", config.study, _RUNNERS)])

@@ -144,10 +144,19 @@ def record(model: LoadedModel, prompts: Sequence[Prompt], new_tokens: int, batch
 
 def choices(probs: np.ndarray, num_layers: int, num_experts: int, top_k: int) -> np.ndarray:
     """The shape's routing: probs [..., L, E] -> int32 [..., L', K'], best first."""
-    scores = np.stack([m.sum(-1) for m in _members(probs, num_layers, num_experts)], axis=-1)
-    best = np.argpartition(-scores, top_k - 1, axis=-1)[..., :top_k]
-    order = np.argsort(-np.take_along_axis(scores, best, -1), axis=-1, kind="stable")
-    return np.take_along_axis(best, order, -1).astype(np.int32)
+    return best(scores(probs, num_layers, num_experts), top_k)
+
+
+def scores(probs: np.ndarray, num_layers: int, num_experts: int) -> np.ndarray:
+    """What the shape's experts are chosen by: probs [..., L, E] -> [..., L', E']."""
+    return np.stack([m.sum(-1) for m in _members(probs, num_layers, num_experts)], axis=-1)
+
+
+def best(scores: np.ndarray, top_k: int) -> np.ndarray:
+    """The K' experts of the highest score: [..., E'] -> int32 [..., K'], best first."""
+    chosen = np.argpartition(-scores, top_k - 1, axis=-1)[..., :top_k]
+    order = np.argsort(-np.take_along_axis(scores, chosen, -1), axis=-1, kind="stable")
+    return np.take_along_axis(chosen, order, -1).astype(np.int32)
 
 
 def forecasts(use: np.ndarray, num_layers: int, num_experts: int, top_k: int) -> np.ndarray:
