@@ -16,6 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.data_dir = ""  # official files; empty: the benchmark below, written to WORKDIR/data
     config.benchmark = "digit_scenes"  # or "easy_vqa" (pip install easy-vqa)
+    config.easy_vqa = ml_collections.ConfigDict({"images": 0})  # of each split; 0 for all
     # Questions. Another seed than the studies have, so that no study meets a prompt that was seen here.
     config.digit_scenes = ml_collections.ConfigDict({"train": 12_000, "val": 3_000, "seed": 1})
     config.image_first = False  # whether prompts show the image before the question

@@ -14,6 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.task = "vqa_v2"
     config.data_dir = ""  # official files; empty: the benchmark below, written to WORKDIR/data
     config.benchmark = "digit_scenes"  # or "easy_vqa" (pip install easy-vqa)
+    config.easy_vqa = ml_collections.ConfigDict({"images": 0})  # of each split; 0 for all
     config.digit_scenes = ml_collections.ConfigDict({"train": 1_200, "val": 8, "seed": 1})  # not the studies' seed
     config.sequences = 1_200  # questions of the train split whose routing is recorded
     config.new_tokens = 2  # of each answer

@@ -16,11 +16,11 @@ def get_config() -> ml_collections.ConfigDict:
     config = digit_scenes_predictor.get_config()
     config.model = "easy_vqa_moe"
     config.benchmark = "easy_vqa"
-    del config.digit_scenes
+    config.easy_vqa.images = 400
     config.splits.calibration = "train"
-    config.sequences.train = ml_collections.ConfigDict({"vqa_v2": 2_000})
+    config.sequences.train = ml_collections.ConfigDict({"vqa_v2": 2_400})
     config.sequences.calibration = ml_collections.ConfigDict({"vqa_v2": 400})
-    config.sequences.held_out = ml_collections.ConfigDict({"vqa_v2": 600})
+    config.sequences.held_out = ml_collections.ConfigDict({"vqa_v2": 480})
     config.sequences.out_of_distribution = 0
-    config.training.steps = 800
+    config.training.steps = 500
     return config

@@ -67,6 +67,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.tasks = ("vqa_v2", "mmbench")
     config.data_dir = ""  # official files; empty: the benchmark below, written to WORKDIR/data
     config.benchmark = "digit_scenes"  # or "easy_vqa" (pip install easy-vqa)
+    config.easy_vqa = ml_collections.ConfigDict({"images": 0})  # of each split; 0 for all
     config.digit_scenes = ml_collections.ConfigDict({"train": 4_000, "val": 2_000, "seed": 0})  # questions
     config.image_first = False  # whether prompts show the image before the question
     # How questions are asked: "" as here; "lmms-eval" or "vlmevalkit": prompt, image place and length of answers as

@@ -21,7 +21,7 @@ def data_folder(config: ml_collections.ConfigDict, workdir: Path) -> Path:
         return Path(config.data_dir)
     data_dir = workdir / "data"
     if names.find("benchmark", config.benchmark, BENCHMARKS) == "easy_vqa":
-        easy_vqa.write_benchmark(data_dir)
+        easy_vqa.write_benchmark(data_dir, config.easy_vqa.images or None)
     else:
         sizes = config.digit_scenes
         write_benchmark(data_dir, train=sizes.train, val=sizes.val, seed=sizes.seed)

@@ -128,8 +128,7 @@ def record_all(config: ml_collections.ConfigDict, path: Path, workdir: Path) -> 
 
 def _benchmark(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Name and sizes of what is written to WORKDIR/data."""
-    sizes = config.digit_scenes.to_dict() if config.benchmark == "digit_scenes" else {}
-    return {"name": config.benchmark, **sizes}
+    return {"name": config.benchmark, **config[config.benchmark].to_dict()}
 
 
 def _examples(
