@@ -31,9 +31,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.grids.policies = grid(
         ("resident", "on_demand", "cache_moe", "moe_infinity", "expertflow", "oracle"), cache_fractions=FRACTIONS
     )
-    config.grids.schedulers = grid(("expertflow",), ("random", "greedy"), cache_fractions=FRACTIONS)
-    config.grids.lossy = grid(("cache_moe", "expertflow"), ("fifo",), ("drop", "substitute"), FRACTIONS)
-    config.grids.careful = grid(("expertflow",), ("fifo",), CAREFUL, FRACTIONS)
+    config.grids.schedulers = grid(("expertflow",), ("random", "greedy"), cache_fractions=(0.5,))
+    config.grids.lossy = grid(("cache_moe", "expertflow"), ("fifo",), ("drop", "substitute"), (0.5,))
+    config.grids.careful = grid(("expertflow",), ("fifo",), CAREFUL, (0.5,))
     config.grids.blind = grid(("resident",), cache_fractions=(1.0,), tasks=("vqa_v2_blind",))
     config.grids.blocks = grid(("cache_moe", "expertflow"), cache_fractions=(0.25,), batches_per_block=(8,))
     return config

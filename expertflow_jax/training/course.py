@@ -1,6 +1,6 @@
 """What `train.moe` learns from, by the benchmark's name in the config."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,5 +64,5 @@ def make_course(config: ml_collections.ConfigDict, model: Qwen3VLMoeConfig, data
     return _course_class(config)(config, model, data_dir)
 
 
-def _course_class(config: ml_collections.ConfigDict) -> Callable[..., Course]:
+def _course_class(config: ml_collections.ConfigDict) -> Any:
     return names.resolve("benchmark", config.benchmark, COURSES, object)
