@@ -1,4 +1,4 @@
-"""The committed MoE vision-language model of easy-VQA, a benchmark that somebody else made.
+"""A MoE vision-language model of easy-VQA, a benchmark that somebody else made.
 
     pip install easy-vqa
     python -m train.moe --config=configs/easy_vqa_moe.py --workdir=runs/easy_vqa_moe
@@ -14,7 +14,7 @@ from configs import digit_scenes_moe
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Returns the config of the committed checkpoint."""
+    """Returns the config of the model."""
     digits = digit_scenes_moe.get_config()
     config = ml_collections.ConfigDict()
     config.benchmark = "easy_vqa"  # what is learnt; see training/course.py
@@ -25,20 +25,19 @@ def get_config() -> ml_collections.ConfigDict:
     config.text, config.vision = digits.text, digits.vision
 
     config.batch_size = 64
-    config.open_share = 0.5  # of a batch: questions that are not answered by yes or no (26 % of the split)
-    config.steps = 300  # 19,200 questions; the split has 38,575
+    config.steps = 2_000  # three times as many questions as the train split has
     config.learning_rate = 1.5e-3
-    config.decay_steps = 300
+    config.decay_steps = 2_000
     config.final_lr_fraction = 0.02
-    config.warmup_steps = 20
+    config.warmup_steps = 50
     config.weight_decay = 0.05
     config.adam_b2 = 0.98
     config.clip_norm = 1.0
-    config.ema_decay = 0.98
+    config.ema_decay = 0.99
     config.balance_weight = 0.01
 
-    config.log_every = 20
-    config.eval_every = 100
+    config.log_every = 25
+    config.eval_every = 250
     config.eval_examples = 512  # held-out questions that are measured while it learns
     config.eval_group = 8  # sequences per batch when counting the distinct experts that a batch activates
     config.checkpoint_every = 50

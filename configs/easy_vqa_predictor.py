@@ -1,4 +1,4 @@
-"""The committed routing path predictor of the committed easy-VQA model.
+"""The routing path predictor of the easy-VQA model, which configs/easy_vqa_moe.py trains before.
 
     python -m train.predictor --config=configs/easy_vqa_predictor.py --workdir=runs/easy_vqa_predictor
 
@@ -12,9 +12,9 @@ from configs import digit_scenes_predictor
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Returns the config of the committed predictor."""
+    """Returns the config of the predictor."""
     config = digit_scenes_predictor.get_config()
-    config.model = "easy_vqa_moe"
+    config.model = "runs/easy_vqa_moe/export"
     config.benchmark = "easy_vqa"
     config.easy_vqa.images = 400
     config.splits.calibration = "train"

@@ -1,6 +1,8 @@
 """The quickstart's question on a benchmark that somebody else made: easy-VQA's published test split.
 
     pip install easy-vqa
+    python -m train.moe --config=configs/easy_vqa_moe.py --workdir=runs/easy_vqa_moe
+    python -m train.predictor --config=configs/easy_vqa_predictor.py --workdir=runs/easy_vqa_predictor
     python -m eval.study --config=configs/easy_vqa_study.py --workdir=runs/easy_vqa
 
 Questions are a random sample of whole images. The model has the shapes of the digit scenes' model, so the costs and the
@@ -23,8 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns the config."""
     config = study_base.get_config()
     grid = study_base.grid
-    config.model = "easy_vqa_moe"
-    config.predictor = "easy_vqa_predictor"
+    config.model = "runs/easy_vqa_moe/export"
+    config.predictor = "runs/easy_vqa_predictor/export"
     config.benchmark = "easy_vqa"
     config.tasks = ("vqa_v2",)
     config.sample_seed = 0

@@ -44,14 +44,10 @@ anything saw, by VQA v2's official rule; beside it the best guess from the quest
         return sources("easy_vqa")
 
     def batch(self, step: int) -> Batch:
-        """`open_share` of the questions are not answered by yes or no: those say more about an image."""
-        open_ended, closed = self._learnt
+        learnt = self._splits[0]
         rng = np.random.default_rng([self._config.seed, 7, step])
-        size = self._config.batch_size
-        first = round(self._config.open_share * size)
-        chosen = [open_ended[row] for row in rng.choice(len(open_ended), first, replace=False)]
-        chosen += [closed[row] for row in rng.choice(len(closed), size - first, replace=False)]
-        return self._encode(chosen, rng.integers(2, size=size))
+        rows = rng.choice(len(learnt), self._config.batch_size, replace=False)
+        return self._encode([learnt[row] for row in rows], rng.integers(2, size=len(rows)))
 
     def held_out(self) -> list[tuple[str, Batch]]:
         questions, size = self._splits[1], self._config.batch_size
@@ -74,14 +70,6 @@ anything saw, by VQA v2's official rule; beside it the best guess from the quest
         held_out = {names[place] for place in order[: self._config.held_out_images]}
         learnt = [question for question in questions if question.image not in held_out]
         return learnt, [question for question in questions if question.image in held_out]
-
-    @functools.cached_property
-    def _learnt(self) -> tuple[list[Question], list[Question]]:
-        """The questions that are learnt from: open ones, and those answered by yes or no."""
-        parts: tuple[list[Question], list[Question]] = [], []
-        for question in self._splits[0]:
-            parts[question.target["answer_type"] == "yes/no"].append(question)
-        return parts
 
     @functools.cached_property
     def _task(self) -> VqaV2:
