@@ -25,7 +25,7 @@ def draw_pareto(rows: Sequence[CellRow]) -> Figure | None:
     for ax, place in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
         _draw(ax, place)
         what = "device memory" if "B" in place.size else "cache fraction"
-        ax.set(title=f"{what} {place.size}", xlabel="tokens per second", xscale="log")
+        ax.set(title=f"{what} {place.size}", xlabel="tokens per second", xlim=(0, None))
     figure.axes[0].set_ylabel("accuracy, % (95%)")
     handles = _handles([point.row for place in panels for point in place.points])
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))
@@ -34,13 +34,14 @@ def draw_pareto(rows: Sequence[CellRow]) -> Figure | None:
 
 def _draw(ax: Axes, place: Place) -> None:
     for point in place.points:
-        _draw_point(ax, point, 1.0 if point in place.front else _FAINT)
+        _draw_point(ax, point, any(point is other for other in place.front))
     x = [point.tokens_per_second for point in place.front]
     ax.step(x, [100 * point.accuracy[0] for point in place.front], where="pre", color="black", lw=0.8, zorder=1)
 
 
-def _draw_point(ax: Axes, point: Point, alpha: float) -> None:
+def _draw_point(ax: Axes, point: Point, in_front: bool) -> None:
     row, accuracy = point.row, 100 * point.accuracy[None]
+    alpha = 1.0 if in_front else _FAINT
     colour, marker = policy_look(row.policy)
     ax.errorbar(
         [point.tokens_per_second],
@@ -51,9 +52,9 @@ def _draw_point(ax: Axes, point: Point, alpha: float) -> None:
         mec="black" if row.lossless else colour,
         markersize=8 if row.lossless else 6,
     )
-    if row.batches_per_block > 1:
+    if in_front and row.batches_per_block > 1:
         place = {"xytext": (5, -11), "textcoords": "offset points", "fontsize": 8}
-        ax.annotate(f"M={row.batches_per_block}", (point.tokens_per_second, accuracy[0, 0]), alpha=alpha, **place)
+        ax.annotate(f"M={row.batches_per_block}", (point.tokens_per_second, accuracy[0, 0]), **place)
 
 
 def _handles(rows: Sequence[CellRow]) -> list[Line2D]:

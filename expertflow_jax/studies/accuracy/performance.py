@@ -260,11 +260,11 @@ def _inside_blocks(effects: Sequence[SchedulerEffect]) -> str:
         else:
             answer = "pays in some cells only"
         sentences.append(
-            f"in blocks of {effect.batches_per_block} `{effect.scheduler}` **{answer}** ({span(ratios)}; single "
-            f"batches: {_alone(effects, effect.scheduler)})"
+            f"In blocks of {effect.batches_per_block} `{effect.scheduler}` **{answer}** ({span(ratios)}; single "
+            f"batches: {_alone(effects, effect.scheduler)})."
         )
     return (
-        f"Does regrouping pay inside blocks? {'; '.join(sentences)}. A block asks for each expert once, whichever of "
+        f"Does regrouping pay inside blocks? {' '.join(sentences)} A block asks for each expert once, whichever of "
         "its batches want it, so regrouping saves bytes mainly where it moves sequences from one block to another."
     )
 

@@ -100,7 +100,7 @@ def _over_memory(rows: Sequence[CellRow]) -> Figure | None:
     losses = ordered(row.losses for row in plain if not row.lossless and row.policy != "resident")
     for name in losses:
         for policy in policies:
-            lossy = points_of(r for r in plain if r.policy == policy and r.losses == name)
+            lossy = points_of(r for r in plain if r.policy == policy and r.losses == name and not r.lossless)
             x = np.array([point.mebibytes for point in lossy])
             look = {"color": looks[policy][0], "marker": looks[policy][1], "markerfacecolor": "white", "lw": 1.2}
             look |= {"ls": LINES.get(name, "-."), "markersize": 4.5}
