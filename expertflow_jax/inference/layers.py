@@ -54,7 +54,8 @@ class _Routed:
     y: jax.Array  # [B, T, D], what experts read
     weights: Any  # [B, T, K]
     probs: jax.Array  # [B, T, E]
-    chosen: np.ndarray  # int32 [B, T, K], the router's choice
+    ids: jax.Array  # int32 [B, T, K], the router's choice
+    chosen: np.ndarray  # the same
     rows: ExpertRows  # of the experts that run
     ahead: jax.Array | None = None  # [B, T, E], what the next MoE layer's router says of `h`
     out: Any = None  # [N * K + 1, D], outputs of experts
@@ -182,7 +183,9 @@ class Layers:
             for stages, positions in self._forms(buffers):
                 for r in routed:
                     for places, group in self._groups(r.rows, [experts[p] for p in positions]):
-                        r.out = stages.run_experts(r.out, r.y, group, [buffers[positions[p]] for p in places])
+                        chosen = [positions[place] for place in places]
+                        named = (r.ids, [experts[p] for p in chosen]) if self.miss_policy.lossless else None
+                        r.out = stages.run_experts(r.out, r.y, group, [buffers[p] for p in chosen], named)
             self._observe_next(moe_layer, routed)
             for r in routed:
                 rows = [count for count in r.rows.counts[list(experts)].tolist() if count]
@@ -223,7 +226,7 @@ class Layers:
             kv[layer] = attended[-1].kv
         choices = jax.device_get([a.ids for a in attended])
         routed = []
-        for passage, (_, out, h, y, _, weights, probs), chosen in zip(passages, attended, choices, strict=True):
+        for passage, (_, out, h, y, ids, weights, probs), chosen in zip(passages, attended, choices, strict=True):
             self.spend("attend_seconds", int(passage.member.lengths.sum()))
             record = passage.record
             record.expert_ids[:, :, moe_layer] = chosen
@@ -233,7 +236,7 @@ class Layers:
                 passage.speculated = self._next_router(layer, h)
             rows = self._sorted(chosen.reshape(-1, chosen.shape[-1]))
             np.greater(rows.counts, 0, out=record.needed[moe_layer])
-            r = _Routed(passage, h, y, weights, probs, chosen, rows, out=out)
+            r = _Routed(passage, h, y, weights, probs, ids, chosen, rows, out=out)
             if self.engine.watches_hidden and (ahead := self._next_router(layer, h)) is not None:
                 r.ahead = ahead
                 self.spend("route_seconds", int((chosen[:, :, 0] >= 0).sum()))

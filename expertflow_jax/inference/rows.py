@@ -11,6 +11,8 @@ import bisect
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
@@ -21,6 +23,7 @@ GROUP_SIZES = (8, 4, 2, 1)  # experts per compiled call: few enough calls, few e
 FEW_ROWS = 32  # beyond so many the work outweighs the call, and two sizes do
 GROUP_SIZES_OF_MANY = (4, 1)
 LEAST_TILE, MOST_TILE = 16, 64  # rows: what tensor cores multiply at least; beyond, a tile's sums take registers
+NO_EXPERT = -2  # -1 is the choice of a token that goes through no expert
 TILE_COUNTS = (2, 4, 8, 16, 32, 64)  # per compiled call; never one, which would be compiled without a loop
 
 
@@ -68,6 +71,15 @@ def tile_rows(tokens: int, top_k: int, num_experts: int) -> int:
     """R of a tile of a pool's kernel: about the rows that an expert gets, so a matter of the step's shape alone."""
     mean = tokens * top_k // num_experts
     return min(MOST_TILE, max(LEAST_TILE, 1 << max(mean - 1, 0).bit_length()))
+
+
+def tiles_among(expert_ids: Int[jax.Array, "*N K"], experts: Int[jax.Array, "t"], size: int) -> Int[jax.Array, "t R"]:
+    """Rows of experts that have one tile each, found on the device among the choices; `NO_EXPERT` has none."""
+    flat = expert_ids.reshape(-1)
+    chosen = flat == experts[:, None]  # [t, N * K]
+    place = jnp.where(chosen, jnp.cumsum(chosen, axis=1) - 1, size)
+    tile, row = jnp.indices(chosen.shape, jnp.int32)
+    return jnp.full((len(experts), size), flat.size, jnp.int32).at[tile, place].set(row, mode="drop")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -122,7 +122,8 @@ class InferenceSession:
         """Decoding goes on for many steps, and a new group would hold up each in turn. A prefill is one step: what it
         needs is compiled as it comes, which is less than all that it might have needed."""
         if not self._layers.at_once(batch_size):
-            self.stages.precompile(batch_size, [1], memory=self.engine.pool.memory)
+            lossless = self.miss_policy.lossless
+            self.stages.precompile(batch_size, [1], memory=self.engine.pool.memory, as_chosen=lossless)
 
     def begin_batch(self) -> None:
         """Another batch than before runs from here on; a prefill says so itself."""

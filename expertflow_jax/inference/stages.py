@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from expertflow_jax.inference.layer_stages import Attended, KeysValues, LayerStages, Uncombined, Weights, combine
-from expertflow_jax.inference.rows import group_shapes
+from expertflow_jax.inference.rows import NO_EXPERT, group_shapes, tiles_among
 from expertflow_jax.inference.selection import can_select, run_selected, whole_step
 from expertflow_jax.models import experts
 from expertflow_jax.models.device_form import IN_PLACE, DeviceForm, device_form
@@ -100,12 +100,20 @@ class Stages:
         )
         # A call that gives back what it is given takes a tenth of the time of `device_put`.
         self._locate = jax.jit(_given, out_shardings=self._memory)
+        self._numbers: dict[int, jax.Array] = {}  # of experts and slots: naming one uploads nothing
 
     def _use(self, layout: experts.BufferLayout, form: DeviceForm) -> None:
         def run(out: jax.Array, y: jax.Array, rows: jax.Array, *buffers: experts.Parts) -> jax.Array:
             return experts.run_expert_group(layout, buffers, rows, y.reshape(-1, y.shape[-1]), out, form.apart)
 
         def tiles(out: jax.Array, y: jax.Array, table: jax.Array, *pool: jax.Array) -> jax.Array:
+            return run_tiles(layout, pool, table, y.reshape(-1, y.shape[-1]), out, form.interpreted)
+
+        def named(
+            out: jax.Array, y: jax.Array, ids: jax.Array, tiles: Any, slots: Any, size: int, *pool: jax.Array
+        ) -> jax.Array:
+            rows = tiles_among(ids, jnp.stack(tiles), size)
+            table = jnp.concatenate([jnp.stack(slots)[:, None], rows], axis=1)  # [t, 1 + R]
             return run_tiles(layout, pool, table, y.reshape(-1, y.shape[-1]), out, form.interpreted)
 
         def select(parts: Sequence[experts.Parts], y: jax.Array, ids: jax.Array) -> jax.Array:
@@ -115,6 +123,7 @@ class Stages:
         self._compiled: set[tuple[int, int, int]] = set()  # (B, T, slots of a pool) that `precompile` has seen
         self._run = jax.jit(run, donate_argnums=0)
         self._run_tiles = jax.jit(tiles, donate_argnums=0)
+        self._run_named = jax.jit(named, static_argnums=5, donate_argnums=0)
         self._whole: Any = whole_step(self, select)
 
     @property
@@ -181,16 +190,39 @@ class Stages:
         return self._zeros(tokens * top_k + 1)
 
     def run_experts(
-        self, out: jax.Array, y: jax.Array, rows: np.ndarray, buffers: Sequence[experts.Parts | PooledExpert]
+        self,
+        out: jax.Array,
+        y: jax.Array,
+        rows: np.ndarray,
+        buffers: Sequence[experts.Parts | PooledExpert],
+        named: tuple[jax.Array, Sequence[int]] | None = None,
     ) -> jax.Array:
-        """Adds the outputs of n experts to `out` (donated): rows int32 [n, C], y [B, T, D], buffers of each as the
-        engine gives them."""
+        """Adds the outputs of n experts to `out` (donated).
+
+        Args:
+          y: [B, T, D].
+          rows: int32 [n, C].
+          buffers: of each, as the engine gives them.
+          named: the choices on the device, int32 [B, T, K], and the experts' numbers, where `rows` are theirs among
+            them: with one token of each sequence, a pool's kernel reads these instead and nothing is uploaded.
+        """
         first = buffers[0]
         if not isinstance(first, PooledExpert):
             return self._run(out, y, rows, *buffers)
+        if named is not None and y.shape[1] == 1 and y.shape[0] <= rows.shape[1]:
+            nothing = len(rows) - len(buffers)
+            tiles = self._on_device([*named[1], *[NO_EXPERT] * nothing])
+            pooled = self._on_device([*[slot for _, slot in buffers], *[-1] * nothing])
+            return first.memory.read(self._run_named, out, y, named[0], tiles, pooled, rows.shape[1])
         slots = np.full((len(rows), 1), -1, np.int32)
         slots[: len(buffers), 0] = [slot for _, slot in buffers]
         return first.memory.read(self._run_tiles, out, y, np.concatenate([slots, rows], axis=1))
+
+    def _on_device(self, numbers: Sequence[int]) -> list[jax.Array]:
+        for number in numbers:
+            if number not in self._numbers:
+                self._numbers[number] = jax.device_put(np.int32(number), self._memory)
+        return [self._numbers[number] for number in numbers]
 
     def selects(self, tokens: int) -> bool:
         """Whether a decode step of N tokens may run as `decode_step`, which is made of the CPU's programs."""
@@ -219,6 +251,7 @@ class Stages:
         lengths: Iterable[int],
         most_rows: int | None = None,
         memory: SlotMemory | None = None,
+        as_chosen: bool = True,
     ) -> None:
         """Compiles every group of experts that a step may run: which ones it does run depends on the routing and on
         when experts arrive, so that no number of warm-up runs meets them all. The other stages are the same in every
@@ -229,6 +262,7 @@ class Stages:
           lengths: T of the steps, as `batching.bucket` rounds them; 1 for decoding.
           most_rows: of one expert, where it is known; None: all B * T tokens.
           memory: of the engine's slots; nothing is compiled without it where experts lie in a pool, of that size alone.
+          as_chosen: the experts that run are those of the routers, see `run_experts`.
         """
         text, form, slots = self.config.text, self.form, 0
         expert: experts.Parts | PooledExpert | None = None
@@ -247,16 +281,17 @@ class Stages:
         for _, length, _ in missing:
             tokens, top_k = batch * length, text.num_experts_per_tok
             y = jax.device_put(np.zeros((batch, length, text.hidden_size), self.dtype), self._memory)  # [B, T, D]
+            ids = jax.device_put(np.zeros((batch, length, top_k), np.int32), self._memory)
             out = self.empty_output(tokens, top_k)  # [N * K + 1, D]
             for size, padding in group_shapes(tokens, top_k, text.num_experts, most_rows, form):
                 rows = np.full((size, padding), tokens * top_k, np.int32)  # [n, C]
-                out = self.run_experts(out, y, rows, [expert] * size)
+                out = self.run_experts(out, y, rows, [expert] * size, (ids, [0] * size) if as_chosen else None)
         if most_rows is None:
             self._compiled.update(missing)
 
     def group_compilations(self) -> int:
         """How many of the executables are groups of experts."""
-        runs: list[Any] = [self._run, self._run_tiles]  # the counter is not in the declared type
+        runs: list[Any] = [self._run, self._run_tiles, self._run_named]  # the counter is not in the declared type
         return sum(run._cache_size() for run in runs)
 
     def compilations(self) -> int:
@@ -268,6 +303,7 @@ class Stages:
             self._deepstack,
             self._run,
             self._run_tiles,
+            self._run_named,
             self._whole,
             self._combine,
         )

@@ -98,7 +98,7 @@ class ReplayedStages:
         attended = self.original.attend_and_route(layer, x, kv, *where)
         np.asarray(attended.ids)  # the wait is part of a step
         self._next += 1
-        return attended._replace(ids=self._ahead[self._next - 1])
+        return attended._replace(ids=self.original.locate(self._ahead[self._next - 1])[0])
 
 
 def record(model: LoadedModel, prompts: Sequence[Prompt], new_tokens: int, batch_size: int = 32) -> Recording:

@@ -1,10 +1,11 @@
 """Rows: every (token, choice) pair is computed once, and how it is computed depends on the routing alone."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expertflow_jax.inference.rows import expert_rows, group_shapes, tile_rows
+from expertflow_jax.inference.rows import NO_EXPERT, expert_rows, group_shapes, tile_rows, tiles_among
 from expertflow_jax.models.device_form import IN_PLACE, POOL, REPLACED
 from expertflow_jax.processing.batching import bucket
 
@@ -85,3 +86,14 @@ def test_rows_are_in_the_order_of_tokens_within_an_expert(routing):
     flat = ids.reshape(-1)
     assert (rows.order == np.argsort(np.where(flat < 0, num_experts, flat), kind="stable")).all()
     assert (rows.counts == [(flat == expert).sum() for expert in range(num_experts)]).all()
+
+
+@pytest.mark.parametrize("none", [0.0, 0.3, 1.0])
+def test_the_device_finds_the_rows_that_the_host_does(none):
+    random = np.random.default_rng(0)
+    ids = np.stack([random.permutation(12)[:3] for _ in range(8)]).astype(np.int32)
+    ids[random.random(8) < none] = -1
+    rows = expert_rows(ids, 12, POOL)
+    for positions, group in rows.groups(range(12)):
+        numbers = np.array([*positions, *[NO_EXPERT] * (len(group) - len(positions))], np.int32)
+        np.testing.assert_array_equal(tiles_among(ids, numbers, group.shape[1]), group)
