@@ -23,7 +23,7 @@ class Uncombined(NamedTuple):
 
     h: Float[jax.Array, "B T D"]
     out: Float[jax.Array, "R D"]  # R = N * K + 1
-    weights: Float[jax.Array, "B T K"]
+    weights: Float[Any, "B T K"]  # NumPy's if a miss policy has changed them
 
 
 class Attended(NamedTuple):

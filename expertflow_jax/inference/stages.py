@@ -212,7 +212,8 @@ class Stages:
         if named is not None and y.shape[1] == 1 and y.shape[0] <= rows.shape[1]:
             nothing = len(rows) - len(buffers)
             tiles = self._on_device([*named[1], *[NO_EXPERT] * nothing])
-            pooled = self._on_device([*[slot for _, slot in buffers], *[-1] * nothing])
+            slots_n: list[Any] = [slot for _, slot in buffers]
+            pooled = self._on_device(slots_n + [-1] * nothing)
             return first.memory.read(self._run_named, out, y, named[0], tiles, pooled, rows.shape[1])
         slots = np.full((len(rows), 1), -1, np.int32)
         slots[: len(buffers), 0] = [slot for _, slot in buffers]

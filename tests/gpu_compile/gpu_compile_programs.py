@@ -189,6 +189,25 @@ class DescribedModel:
                 *self.pool(slots),
             )
 
+    def named_tiles(self, count: int, tokens: int = 1, slots: int = 64) -> Program:
+        """The same, their rows found among the choices on the device."""
+        size, number = (
+            tile_rows(tokens, self.text.num_experts_per_tok, self.text.num_experts),
+            self.array(dtype=jnp.int32),
+        )
+        mesh = jax.sharding.Mesh([self.sharding._device], "x")
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return compiled(
+                self.stages._run_named,
+                self.output(tokens),
+                self.array(tokens, 1, self.text.hidden_size),
+                self.array(tokens, 1, self.text.num_experts_per_tok, dtype=jnp.int32),
+                [number] * count,
+                [number] * count,
+                size,
+                *self.pool(slots),
+            )
+
     def commit(self, slots: int = 64) -> Program:
         """An expert that has arrived, copied into a pool of S slots."""
         return compiled(slot_memory._commit, self.pool(slots), self.expert(), self.array(dtype=jnp.int32))

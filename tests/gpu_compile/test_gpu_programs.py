@@ -94,6 +94,16 @@ def test_experts_of_a_pool_take_two_kernels_which_are_the_same_for_any_number_of
     assert kernels[0] == kernels[1] == kernels[2]
 
 
+@pytest.mark.parametrize(("model", "card"), WHOLE)
+def test_finding_rows_among_the_choices_takes_few_kernels_more(model, card):
+    described = model_on(model, card)
+    for tokens, more in ((1, 3), (8, 4)):
+        program = described.named_tiles(8, tokens)
+        assert len(program.kernels) <= 2 + more
+        assert program.aliased >= 2 * described.output(tokens).size
+        assert program.pallas_kernels == described.tiles(8, tokens).pallas_kernels
+
+
 @pytest.mark.parametrize(("model", "card"), EVERY)
 def test_an_expert_is_copied_into_a_pool_in_place(model, card):
     described = model_on(model, card)
