@@ -21,7 +21,7 @@ class Terminated(KeyboardInterrupt):
 
 _KINDS: dict[int, type[KeyboardInterrupt]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-GRACE = 8.0  # seconds until a command that has not ended by itself is ended
+GRACE = 5.0  # seconds until a command that has not ended by itself is ended
 _noted: list[int] = []  # signals that came and have not ended the command yet
 
 

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +38,7 @@ class Arithmetic:
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "sleep":
-                time.sleep(60)
+                time.sleep(600)
         return os.getpid()
 
 
@@ -104,6 +106,27 @@ def test_workers_end_with_the_run():
     assert time.monotonic() - began < 30
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
+
+
+def hold() -> None:
+    """Prints the number of a worker, which then does nothing for long."""
+    pool = launchers.make_pool("local", 1, Arithmetic, lambda *note: None)
+    for ended in launchers.run(pool, [Job("a", "other"), Job("b", "sleep", frozenset({"a"}))]):
+        print(ended.result, flush=True)
+
+
+def test_workers_end_with_a_process_that_is_killed():
+    folders = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import test_launchers; test_launchers.hold()"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": folders},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    process.kill()
+    process.communicate(timeout=60)  # until standard output ends, which the worker has too
 
 
 @pytest.mark.parametrize(
