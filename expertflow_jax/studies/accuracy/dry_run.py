@@ -33,7 +33,7 @@ def plan(config: ml_collections.ConfigDict, workdir: Path) -> None:
     for name, task_data in setting.data.items():
         console.print(f"task {name}: {len(task_data.examples)} examples, {task_data.prompt_tokens} prompt tokens")
     for line in opening_lines(asked, todo, config.num_examples):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     printed: set[tuple] = set()
     for cell in todo:
         memory = setting.plan(cell)

@@ -1,6 +1,7 @@
 """The plot of accuracy against throughput: the cells of one task, a panel per size."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -43,17 +44,18 @@ def _draw_point(ax: Axes, point: Point, in_front: bool) -> None:
     row, accuracy = point.row, 100 * point.accuracy[None]
     alpha = 1.0 if in_front else _FAINT
     colour, marker = policy_look(row.policy)
+    look: dict[str, Any] = {"color": colour, "marker": marker, "alpha": alpha, "ls": "", "elinewidth": 0.8}
     ax.errorbar(
         [point.tokens_per_second],
         accuracy[:, 0],
         errors_of(accuracy),
-        **{"color": colour, "marker": marker, "alpha": alpha, "ls": "", "elinewidth": 0.8},
+        **look,
         mfc="white" if is_control(row) else colour,
         mec="black" if row.lossless else colour,
         markersize=8 if row.lossless else 6,
     )
     if in_front and row.batches_per_block > 1:
-        place = {"xytext": (5, -11), "textcoords": "offset points", "fontsize": 8}
+        place: dict[str, Any] = {"xytext": (5, -11), "textcoords": "offset points", "fontsize": 8}
         ax.annotate(f"M={row.batches_per_block}", (point.tokens_per_second, accuracy[0, 0]), **place)
 
 
@@ -62,7 +64,7 @@ def _handles(rows: Sequence[CellRow]) -> list[Line2D]:
         Line2D([], [], color=policy_look(policy)[0], marker=policy_look(policy)[1], ls="", label=policy)
         for policy in ordered(row.policy for row in rows)
     ]
-    grey = {"color": "#777777", "marker": "o", "ls": ""}
+    grey: dict[str, Any] = {"color": "#777777", "marker": "o", "ls": ""}
     handles.append(Line2D([], [], **grey, mec="black", markersize=8, label="lossless"))
     if any(not row.lossless and not is_control(row) for row in rows):
         handles.append(Line2D([], [], **grey, label="loses"))

@@ -49,7 +49,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> list[
         asked = ask(config, workdir, todo)
         claim_inputs(writer, _inputs(config, asked))
         for line in opening_lines(asked, todo, config.num_examples):
-            print(line, file=sys.stderr)
+            print(line)
         failures = Failures(writer)
         _run_cells(config, asked, todo, writer, failures)
         writer.put_in_order([cell.id for cell in todo])
