@@ -52,8 +52,12 @@ class Agreement:
 
 def error(row: Row) -> float:
     """Simulated over measured throughput, less one."""
-    assert row.simulated_seconds is not None
-    return row.wall_seconds / row.simulated_seconds - 1
+    return row.wall_seconds / _simulated(row) - 1
+
+
+def _simulated(row: Row) -> float:
+    assert row.simulated_seconds is not None, "a row that was simulated"
+    return row.simulated_seconds
 
 
 def simulated_cells(rows: Sequence[Row]) -> list[list[Row]]:
@@ -66,7 +70,7 @@ def agreement(groups: Sequence[Sequence[Row]]) -> Agreement:
     taus, alike, pairs = [], 0, 0
     for group in groups:
         measured = [row.wall_seconds for row in group]
-        simulated = [row.simulated_seconds for row in group]
+        simulated = [_simulated(row) for row in group]
         tau = kendalltau(measured, simulated).statistic if len(group) > 1 else np.nan
         if not np.isnan(tau):  # all alike in one of the two: there is no order
             taus.append(float(tau))
