@@ -43,7 +43,7 @@ def test_a_small_frontier_is_reported_by_fraction_and_by_budget(tmp_path):
     assert {row.size for row in rows} == {"1", "0.25", "0.5", *frontier.BUDGETS}
     report = (tmp_path / "report.md").read_text()
     for family in ("defer", "buddy", "low_precision", "drop_weak", "int8"):
-        (sentence,) = [line for line in report.splitlines() if line.startswith(f"- `{family}`")]
+        (sentence,) = [line for line in report.splitlines() if line.startswith(f"- `{family}`") and "at 0.25 " in line]
         assert all(f"at {size} " in sentence for size in ("0.25", "0.5", *frontier.BUDGETS))
     at_budget = {row.expert_dtype: row.slots for row in rows if row.size == "10MiB" and row.task == "vqa_v2"}
     assert at_budget["int8"] > at_budget["float32"]
