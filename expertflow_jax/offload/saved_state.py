@@ -18,8 +18,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from expertflow_jax.models.experts import Parts
 from expertflow_jax.offload.engine import ExpertCacheEngine
 from expertflow_jax.offload.link import Transfer
+from expertflow_jax.offload.slot_memory import PooledExpert
 from expertflow_jax.offload.slots import SlotPool
 
 _OF_ITS_OWN = ("store", "copies", "clock", "form", "_changed")  # of every engine
@@ -122,6 +124,7 @@ def engine_parts(engine: ExpertCacheEngine) -> dict[str, Any]:
     return {
         "engine": {name: value for name, value in vars(engine).items() if name not in _OF_ITS_OWN},
         "clock": vars(engine.clock),
+        "slot_bytes": (pool.memory.nbytes, pool.memory.peak_bytes),
         "quantized": [_is_quantized(engine, pool, slot) for slot in range(pool.num_slots)],
         "pinned": list(getattr(engine.store, "pinned_keys", ())),
     }
@@ -130,7 +133,7 @@ def engine_parts(engine: ExpertCacheEngine) -> dict[str, Any]:
 def engine_objects(engine: ExpertCacheEngine) -> dict[str, Any]:
     """What `engine_parts` refers to and a new engine has of its own."""
     known = {name: getattr(engine, name) for name in _OF_ITS_OWN if getattr(engine, name) is not None}
-    return {**known, "buffers": engine.pool.buffers}
+    return {**known, "memory": engine.pool.memory}
 
 
 def put_back(engine: ExpertCacheEngine, parts: Mapping[str, Any]) -> None:
@@ -140,11 +143,18 @@ def put_back(engine: ExpertCacheEngine, parts: Mapping[str, Any]) -> None:
         if quantized is not None:
             tier = engine.copies if quantized else engine.store
             assert tier is not None, "the engine was made with other arguments"
-            jax.block_until_ready(engine.pool.write(slot, tier.source(max(int(saved.key_of[slot]), 0))))
+            _fill(engine.pool, slot, tier.source(max(int(saved.key_of[slot]), 0)))
+    engine.pool.memory.nbytes, engine.pool.memory.peak_bytes = parts["slot_bytes"]
     for key in parts["pinned"]:
         engine.store.source(key)
     vars(engine.clock).update(parts["clock"])
     vars(engine).update(parts["engine"])
+
+
+def _fill(pool: SlotPool, slot: int, source: Parts | None) -> None:
+    (arrived,) = pool.write([slot], [source])
+    if arrived is not None:
+        pool.memory.land(slot, jax.block_until_ready(arrived))
 
 
 def _is_quantized(engine: ExpertCacheEngine, pool: SlotPool, slot: int) -> bool | None:
@@ -152,4 +162,6 @@ def _is_quantized(engine: ExpertCacheEngine, pool: SlotPool, slot: int) -> bool 
     buffer = pool.buffers[slot]
     if buffer is None:
         return None
+    if isinstance(buffer, PooledExpert):  # a pool has one layout
+        return False
     return engine.copies is not None and sum(part.nbytes for part in buffer) == engine.copies.expert_bytes
