@@ -17,5 +17,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.seconds = 30.0  # of decoding, half of it resident
     config.steps = 512  # decoded at most
     config.batch_size = 1
+    config.device_form = ""  # how experts lie on the device: "in_place", "replaced", "pool"; empty: what suits it
     config.seed = 0
     return config

@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.policy = "expertflow"
     config.miss_policy = "wait"
     config.link = "direct"
+    config.device_form = ""  # how experts lie on the device: "in_place", "replaced", "pool"; empty: what suits it
     config.max_tokens = 512  # of prompt and answer; the memory plan holds that many
     config.max_image_tokens = 64  # of the prompt's images
     config.max_new_tokens = 32

@@ -15,4 +15,5 @@ def get_config() -> ml_collections.ConfigDict:
     config = quickstart()
     config.clock = "real"
     config.link = "direct"
+    config.device_form = ""  # how experts lie on the device: "in_place", "replaced", "pool"; empty: what suits it
     return config

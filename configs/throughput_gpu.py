@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns the config."""
     config = cpu_config()
     config.link = "direct"
+    config.device_form = ""  # how experts lie on the device: "in_place", "replaced", "pool"; empty: what suits it
     config.sequences = 64
     config.headline = (QWEN, "decode", 1, 0.5)
     config.minutes = 120.0

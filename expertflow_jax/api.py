@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -31,14 +32,14 @@ from expertflow_jax.inference.sampling import Sampler
 from expertflow_jax.inference.served import make_forecaster, open_session, quantized_copies
 from expertflow_jax.inference.turns import Turns
 from expertflow_jax.locate import locate
-from expertflow_jax.models.device_form import GPU
+from expertflow_jax.models.device_form import GPU, named_form
 from expertflow_jax.offload.budget import MemoryPlan
 from expertflow_jax.offload.clock import RealClock
 from expertflow_jax.offload.misses import MissPolicy, make_miss_policy
 from expertflow_jax.offload.policies import CachePolicy, make_policy
 from expertflow_jax.offload.variant import Variant
 from expertflow_jax.predictor import Predictor, load_predictor
-from expertflow_jax.processing.batching import Prompt, PromptBatch, pad_prompts
+from expertflow_jax.processing.batching import PromptBatch, pad_prompts
 from expertflow_jax.routing.trace import RoutingTrace
 
 __all__ = ["Answer", "OffloadedModel"]
@@ -96,6 +97,7 @@ class OffloadedModel:
         max_tokens: int = 1024,
         max_image_tokens: int = 256,
         batches_per_block: int | str = 1,
+        device_form: str | None = None,
     ) -> "OffloadedModel":
         """Loads a checkpoint: dense parameters onto the device, experts into pinned host memory, what is left on disk.
 
@@ -121,6 +123,8 @@ class OffloadedModel:
           batches_per_block: batches that `generate` may bring through the layers together, so that each expert travels
             once for all of them; the memory plan holds their KV caches and hidden states. "auto": see
             `inference.planning.best_block`.
+          device_form: how experts lie on the device: "in_place", "replaced" or "pool" (see `models.device_form`);
+            None: what suits the device. If a kernel fails on a GPU: "replaced", where all are XLA's.
 
         Raises:
           InputError: unknown names, a budget below the minimum, a number that cannot be meant, a malformed checkpoint,
@@ -129,7 +133,7 @@ class OffloadedModel:
         compilation_cache.enable()
         if Variant.of(policy).forecast == "truth":
             raise InputError(f"policy {policy!r} needs the recorded routing of the same run; use eval.study")
-        misses = make_miss_policy(miss_policy)
+        misses, form = make_miss_policy(miss_policy), named_form(device_form)
         directory = locate(_path("path_or_hub_id", path_or_hub_id))
         largest: dict[str, Any] = {
             "memory_budget": memory_budget,
@@ -140,11 +144,13 @@ class OffloadedModel:
             "batches_per_block": batches_per_block,
         }
         if gpu_caps.awaits_gpu(os.environ):  # XLA's caps can be raised until the first array is made
-            described = ModelSizes.described_in(directory, dtype, expert_dtype, host_memory_budget, GPU)
+            described = ModelSizes.described_in(directory, dtype, expert_dtype, host_memory_budget, form or GPU)
             described = described.with_copies(misses)
             _, plan = plan_service(described, None, **largest)
             gpu_caps.prepare(gpu_caps.Needs(described.pinned_bytes, plan.total_bytes))
-        model = load_model(str(directory), dtype, expert_dtype=expert_dtype, host_memory_budget=host_memory_budget)
+        model = load_model(
+            str(directory), dtype, expert_dtype=expert_dtype, host_memory_budget=host_memory_budget, form=form
+        )
         forecaster = None
         if predictor is not None:
             folder = locate(_path("predictor", predictor), "predictor")
@@ -192,15 +198,14 @@ class OffloadedModel:
           InputError: shapes that do not fit, left padding, tokens outside the vocabulary, more than the memory plan
             holds, or a closed model.
         """
+        arrays = ProcessorArrays(input_ids, attention_mask, pixel_values, image_grid_thw, pixel_mask)
         with self._turns.take("logits"):
-            arrays = ProcessorArrays(input_ids, attention_mask, pixel_values, image_grid_thw, pixel_mask)
-            prompts = read_right_padded(self._model.config, arrays, decoder_input_ids)
-            batch, hidden_BxTxD = self._prefill(prompts)
+            count, batch, hidden_BxTxD = self._prefill(arrays, decoder_input_ids)
             first = np.zeros_like(batch.lengths) if batch.encoder_lengths is None else batch.encoder_lengths
             width = np.shape(input_ids)[1] if batch.encoder_lengths is None else int((batch.lengths - first).max())
             # One position of all prompts at a time: logits of B rows are what the memory plan holds.
             logits = [self._session.last_logits(hidden_BxTxD, first + place + 1) for place in range(width)]
-            return np.stack(logits, axis=1)[: len(prompts)]
+            return np.stack(logits, axis=1)[:count]
 
     def routing_trace(
         self,
@@ -220,20 +225,19 @@ class OffloadedModel:
         prompt's, then without a gap those of the decoder. -1 there where a token does not go through a layer, and where
         its expert had no capacity left.
         """
+        arrays = ProcessorArrays(input_ids, attention_mask, pixel_values, image_grid_thw, pixel_mask)
         with self._turns.take("routing_trace"):
-            arrays = ProcessorArrays(input_ids, attention_mask, pixel_values, image_grid_thw, pixel_mask)
-            prompts = read_right_padded(self._model.config, arrays, decoder_input_ids)
             self._session.records = []
             try:
-                batch, _ = self._prefill(prompts)
+                count, batch, _ = self._prefill(arrays, decoder_input_ids)
                 record = self._session.records[0]
             finally:
                 self._session.records = None
             width = np.shape(input_ids)[1] if batch.encoder_lengths is None else int(batch.lengths.max())
             return RoutingTrace(
-                experts=record.expert_ids[: len(prompts), :width],
+                experts=record.expert_ids[:count, :width],
                 num_experts=self._model.store.num_experts,
-                lengths=batch.lengths[: len(prompts)],
+                lengths=batch.lengths[:count],
                 model_fingerprint=self._model.fingerprint,
             )
 
@@ -383,8 +387,15 @@ class OffloadedModel:
     def _forecaster(self) -> Forecaster:
         return make_forecaster(self._session, self._variant, self._predictor)
 
-    def _prefill(self, prompts: list[Prompt]) -> tuple[PromptBatch, Any]:
-        """The padded prompts, and their final hidden states [B, T, D]."""
+    def _prefill(
+        self, arrays: ProcessorArrays, decoder_input_ids: Any
+    ) -> tuple[int, PromptBatch, Float[jax.Array, "B T D"]]:
+        """Brings right-padded prompts through the layers.
+
+        Returns:
+          Their number; the padded batch, whose rows beyond that number are padding; its final hidden states.
+        """
+        prompts = read_right_padded(self._model.config, arrays, decoder_input_ids)
         check_request(self._model.config, self._size, prompts, 0)
         batch = pad_prompts(self._model.config, prompts)
         x, deepstack = self._session.embed(batch)
@@ -393,7 +404,7 @@ class OffloadedModel:
         horizon = self._forecaster().horizon([member], [False])
         [hidden_BxTxD] = self._session.super_step([member], horizon)
         self._tokens += int(batch.lengths.sum())
-        return batch, hidden_BxTxD
+        return len(prompts), batch, hidden_BxTxD
 
 
 def _path(name: str, value: Any) -> str:

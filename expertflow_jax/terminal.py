@@ -10,13 +10,15 @@ from expertflow_jax.api import OffloadedModel
 from expertflow_jax.errors import InputError
 from expertflow_jax.inference.planning import ModelSizes, plan_service
 from expertflow_jax.locate import committed_predictor, locate
+from expertflow_jax.models.device_form import named_form
 from expertflow_jax.offload.budget import MemoryPlan, format_bytes
 from expertflow_jax.predictor import load_predictor
 
 
 def show_plan(config: ml_collections.ConfigDict) -> None:
     """Prints the memory plan; needs the checkpoint's config.json, and no weights."""
-    sizes = ModelSizes.described_in(locate(config.model, weights=False), config.dtype or None, **_tiers(config))
+    directory, form = locate(config.model, weights=False), named_form(config.get("device_form"))
+    sizes = ModelSizes.described_in(directory, config.dtype or None, form=form, **_tiers(config))
     predictor = _predictor(config)
     forecaster = load_predictor(locate(predictor, "predictor")) if predictor else None
     _print_plan(plan_service(sizes, forecaster, **_limits(config))[1])
@@ -42,6 +44,7 @@ def answer_on_screen(config: ml_collections.ConfigDict, prompt: str | None, imag
         predictor=_predictor(config) or None,
         dtype=config.dtype or None,
         link=config.link,
+        device_form=config.get("device_form"),
         **_tiers(config),
         **_limits(config),
     ) as model:

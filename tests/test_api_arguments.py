@@ -192,6 +192,7 @@ def test_nothing_is_answered_where_a_later_prompt_is_refused(model):
         *(({"max_batch_size": value}, "max_batch_size") for value in (0, -1, 1.5, "8", True)),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_image_tokens": -1}, "max_image_tokens"),
+        ({"device_form": "replace"}, "did you mean 'replaced'"),
         ({"policy": Oracle}, "recorded routing"),
         ({"policy": Oracle()}, "recorded routing"),
         ({"policy": "nowhere:Policy"}, "nowhere"),
@@ -222,3 +223,11 @@ def test_policies_are_names_classes_or_objects(answer, policy, miss_policy, loss
         assert model.stats()["lossless"] is lossless
     if not isinstance(miss_policy, Drop):
         assert texts == answer
+
+
+@pytest.mark.parametrize("form", ["replaced", pytest.param("pool", marks=pytest.mark.slow)])
+def test_a_form_for_other_devices_may_be_asked_for(answer, form):
+    """On a CPU the pool's kernel is interpreted, so few tokens are answered."""
+    with OffloadedModel.from_pretrained("digit_scenes_moe", **SIZES, device_form=form) as model:
+        assert model._model.stages.form.slots == form
+        assert model.generate(QUESTION, PICTURE, max_new_tokens=2)[0].token_ids == answer[0].token_ids[:2]

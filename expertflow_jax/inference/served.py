@@ -20,6 +20,7 @@ from expertflow_jax.inference.predicted import PredictedForecast
 from expertflow_jax.inference.pregated import with_gates
 from expertflow_jax.inference.session import InferenceSession
 from expertflow_jax.locate import locate
+from expertflow_jax.models.device_form import DeviceForm
 from expertflow_jax.offload.clock import Clock
 from expertflow_jax.offload.link import LinkSpec
 from expertflow_jax.offload.misses import MissPolicy, make_miss_policy
@@ -31,13 +32,13 @@ from expertflow_jax.simulation.costs import ComputeCosts
 _LOG = logging.getLogger(__name__)
 
 
-def load_with_predictor(model: str, predictor: str) -> tuple[LoadedModel, Predictor]:
-    """A model and the predictor that was trained on it, each by a committed name or a path.
+def load_with_predictor(model: str, predictor: str, form: DeviceForm | None = None) -> tuple[LoadedModel, Predictor]:
+    """A model and the predictor that was trained on it, each by a committed name or a path; form: see `load_model`.
 
     Raises:
       InputError: there is no such model or predictor, or the predictor is another model's.
     """
-    loaded = load_model(model)
+    loaded = load_model(model, form=form)
     return loaded, load_predictor(locate(predictor, "predictor"), expect_fingerprint=loaded.fingerprint)
 
 

@@ -82,7 +82,7 @@ class Stages:
         self.dense_bytes = sum(array.size * array.dtype.itemsize for _, array in placed.values())
         text = self.config.text
         self.dtype = module.dtype
-        self._use(text.expert_layout(module.dtype), form or device_form(device))
+        self._use(text.expert_layout(module.dtype), (form or device_form(device)).on(device))
 
         def merged(weights: Weights) -> Any:
             return nnx.merge(trunk_def, jax.tree.unflatten(self._trunk_treedef, weights))

@@ -9,6 +9,7 @@ from typing import Literal
 
 import jax
 
+from expertflow_jax import names
 from expertflow_jax.models.experts import BufferLayout, ExpertLayout
 
 
@@ -48,6 +49,10 @@ class DeviceForm:
         """The form for slots that hold experts of several layouts, which no pool does."""
         return dataclasses.replace(self, slots="replaced", reads_last=True, staged=0) if self.pooled else self
 
+    def on(self, device: jax.Device) -> "DeviceForm":
+        """The same as `device` can run it: a CPU cannot compile the pool's kernel."""
+        return dataclasses.replace(self, interpreted=True) if self.pooled and device.platform == "cpu" else self
+
     def scratch_bytes(self, layout: BufferLayout) -> int:
         """Device bytes that moving and running experts takes beside their slots."""
         matrices = isinstance(layout, ExpertLayout)  # as they lie: nothing to restore
@@ -64,9 +69,19 @@ REPLACED = DeviceForm("replaced", least_rows=2, apart=True, reads_last=True, wid
 POOL = DeviceForm("pool", least_rows=2, apart=True, reads_last=False, widens=False, staged=2)
 GPU = POOL
 INTERPRETED_POOL = dataclasses.replace(POOL, interpreted=True)
+FORMS: dict[str, DeviceForm] = {form.slots: form for form in (IN_PLACE, REPLACED, POOL)}
 
 
 def device_form(device: jax.Device | None = None) -> DeviceForm:
     """The form for a device, the first local one by default."""
     forms = {"cpu": IN_PLACE, "gpu": GPU, "cuda": GPU, "rocm": GPU}
     return forms.get((device or jax.local_devices()[0]).platform, REPLACED)
+
+
+def named_form(name: str | None) -> DeviceForm | None:
+    """The form that a caller or a config names; None for None or an empty name: what suits the device.
+
+    Raises:
+      InputError: there is none of this name.
+    """
+    return None if name is None or name == "" else FORMS[names.find("device_form", name, FORMS)]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from expertflow_jax.inference.loading import LoadedModel
+from expertflow_jax.models.device_form import DeviceForm
 from expertflow_jax.offload.store import ExpertSizes, ExpertStore
 from expertflow_jax.offload.tiers import TieredStore
 from expertflow_jax.predictor import Predictor
@@ -102,14 +103,16 @@ def shape_setup(
     predictor: Predictor,
     seed: int,
     weights: bool = True,
+    form: DeviceForm | None = None,
 ) -> Setup:
     """A shape with random weights and the recorded routing.
 
     Args:
       weights: false leaves them out: enough to plan a run.
+      form: how experts lie on the device; None: what suits it.
     """
     shape = shapes.find_shape(name)
-    stages, store = shapes.build(shape, seed) if weights else shapes.describe(shape)
+    stages, store = shapes.build(shape, seed, form) if weights else shapes.describe(shape, form)
     sizes = (shape.num_layers, shape.full.num_experts, shape.full.top_k)
     rng = np.random.default_rng(seed)
     prompts = [

@@ -18,6 +18,7 @@ from expertflow_jax.errors import InputError
 from expertflow_jax.inference.stages import Stages
 from expertflow_jax.models.causal_lm import CausalLM
 from expertflow_jax.models.decoder_config import DecoderConfig
+from expertflow_jax.models.device_form import DeviceForm
 from expertflow_jax.models.mixtral import MixtralConfig
 from expertflow_jax.models.qwen2_moe import Qwen2MoeConfig
 from expertflow_jax.models.qwen3_moe import Qwen3MoeConfig
@@ -127,10 +128,10 @@ def config_of(shape: Shape) -> Family:
     return shape.family(text)
 
 
-def build(shape: Shape, seed: int) -> tuple[Stages, ExpertStore]:
-    """Compiled stages and a full host tier with random weights."""
+def build(shape: Shape, seed: int, form: DeviceForm | None = None) -> tuple[Stages, ExpertStore]:
+    """Compiled stages and a full host tier with random weights; form: how experts lie, None: what suits the device."""
     config, dtype = config_of(shape), jnp.dtype(shape.dtype)
-    stages = Stages(CausalLM(config, rngs=nnx.Rngs(seed), dtype=dtype, with_experts=False))
+    stages = Stages(CausalLM(config, rngs=nnx.Rngs(seed), dtype=dtype, with_experts=False), form=form)
     layout = config.text.expert_layout(dtype)
     store = ExpertStore(layout, shape.num_layers, shape.full.num_experts)
     rng, scale = np.random.default_rng(seed), np.float32(shape.d_model**-0.5)
@@ -145,9 +146,9 @@ def build(shape: Shape, seed: int) -> tuple[Stages, ExpertStore]:
     return stages, store
 
 
-def describe(shape: Shape) -> tuple[Stages, ExpertSizes]:
+def describe(shape: Shape, form: DeviceForm | None = None) -> tuple[Stages, ExpertSizes]:
     """The same without weights, of which a plan needs only the sizes."""
     config, dtype = config_of(shape), jnp.dtype(shape.dtype)
     module = nnx.eval_shape(lambda: CausalLM(config, rngs=nnx.Rngs(0), dtype=dtype, with_experts=False))
-    stages = Stages(module, put=lambda array, _: array)
+    stages = Stages(module, form=form, put=lambda array, _: array)
     return stages, ExpertSizes(shape.num_layers, shape.full.num_experts, config.text.expert_layout(dtype).nbytes)

@@ -10,6 +10,7 @@ from expertflow_jax.harness import data as study_data
 from expertflow_jax.harness.launchers import check_launcher
 from expertflow_jax.inference.loading import load_model, pin_experts, with_expert_dtype
 from expertflow_jax.locate import locate
+from expertflow_jax.models.device_form import named_form
 from expertflow_jax.predictor import load_predictor
 from expertflow_jax.simulation.costs import ComputeCosts
 from expertflow_jax.studies.accuracy.execution import Setting
@@ -32,6 +33,7 @@ def check(config: ml_collections.ConfigDict) -> list[Cell]:
         )
     if config.window < config.batch_size:
         raise InputError(f"config key window: {config.window} is smaller than batch_size {config.batch_size}")
+    named_form(config.get("device_form"))
     check_launcher(*launcher_of(config))
     todo = cells(config)
     if not todo:
@@ -66,7 +68,8 @@ def prepare(config: ml_collections.ConfigDict, asked: Questions, todo: Sequence[
     """Loads model and predictor, encodes prompts and forecasts their routes."""
     costs = ComputeCosts.load(config.costs) if config.clock == "virtual" else None
     host_memory_budget = config.host_memory_budget or None
-    model = load_model(config.model, config.dtype, host_memory_budget=host_memory_budget)
+    form = named_form(config.get("device_form"))
+    model = load_model(config.model, config.dtype, host_memory_budget=host_memory_budget, form=form)
     predictor = None
     if config.predictor:
         predictor = load_predictor(locate(config.predictor, "predictor"), expect_fingerprint=model.fingerprint)

@@ -11,6 +11,7 @@ import numpy as np
 
 from expertflow_jax.inference.rows import expert_rows
 from expertflow_jax.inference.served import serve
+from expertflow_jax.models.device_form import DeviceForm
 from expertflow_jax.offload.clock import RealClock
 from expertflow_jax.offload.variant import RESIDENT, Variant
 from expertflow_jax.processing.batching import Prompt, pad_prompts
@@ -28,9 +29,9 @@ class RandomModel:
     store: Any
 
     @staticmethod
-    def of(shape: shapes.Shape, seed: int) -> "RandomModel":
-        """Of this shape."""
-        return RandomModel(*shapes.build(shape, seed))
+    def of(shape: shapes.Shape, seed: int, form: DeviceForm | None = None) -> "RandomModel":
+        """Of this shape; its experts lie in the form that suits the device, or in `form`."""
+        return RandomModel(*shapes.build(shape, seed, form))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from expertflow_jax.files import make_folder, write_json
 from expertflow_jax.harness.cells import number, one_of
 from expertflow_jax.harness.environment import describe_environment
 from expertflow_jax.harness.workdir import to_json
+from expertflow_jax.models.device_form import named_form
 from expertflow_jax.offload.budget import format_bytes
 from expertflow_jax.studies.doctor.findings import Finding, as_table, on_cpu
 from expertflow_jax.studies.doctor.link import Link, link_findings
@@ -32,6 +33,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for key, least in (("layers", 2), ("copy_megabytes", 1), ("repeats", 1), ("steps", 1), ("batch_size", 1)):
         number(least)(f"config key {key}", config[key])
     number(0.0, above=True)("config key seconds", config.seconds)
+    named_form(config.get("device_form"))
 
 
 def shape_of(config: ml_collections.ConfigDict, platform: str) -> shapes.Shape:
@@ -85,7 +87,7 @@ def _findings(config: ml_collections.ConfigDict) -> Iterator[Finding]:
     device = jax.local_devices()[0]
     yield device_finding(device)
     yield from cap_findings(device)
-    model = RandomModel.of(shape_of(config, device.platform), config.seed)
+    model = RandomModel.of(shape_of(config, device.platform), config.seed, named_form(config.get("device_form")))
     link = Link(device, 10**6 * config.copy_megabytes, config.repeats)
     yield group_finding(model)
     measured = link_findings(link, model)

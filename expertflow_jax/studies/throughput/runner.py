@@ -23,6 +23,7 @@ from expertflow_jax.harness.rows import to_csv
 from expertflow_jax.harness.workdir import read_json
 from expertflow_jax.inference.pregated import gate_bytes
 from expertflow_jax.inference.served import load_with_predictor
+from expertflow_jax.models.device_form import named_form
 from expertflow_jax.offload.budget import MemoryPlan, format_bytes
 from expertflow_jax.offload.link import LinkSpec
 from expertflow_jax.offload.policies import make_policy
@@ -51,7 +52,8 @@ class Models:
     def __init__(self, config: ml_collections.ConfigDict):
         self._config = config
         self._setups: dict[tuple[str, bool], Setup] = {}
-        self.model, self.predictor = load_with_predictor(config.model, config.predictor)
+        self._form = named_form(config.get("device_form"))
+        self.model, self.predictor = load_with_predictor(config.model, config.predictor, self._form)
         steps = max(steps for *_, steps in config.windows)
         self.recording = record_questions(self.model, config.sequences, steps, config.seed)
         self._uses = setups.predicted_uses(self.predictor, self.recording)
@@ -64,7 +66,7 @@ class Models:
             if name == self.model.name:
                 setup = setups.trained_setup(self.model, self.recording, self._uses, self.predictor)
             else:
-                options = self.predictor, self._config.seed, weights
+                options = self.predictor, self._config.seed, weights, self._form
                 setup = setups.shape_setup(name, self.recording, self._uses, *options)
             self._setups[name, weights] = setup
         return self._setups[name, weights]

@@ -57,6 +57,7 @@ def test_a_cpu_is_looked_over_and_says_what_it_cannot_tell(tmp_path, capsys):
     [
         ("shape=gpt5", "config key shape"),
         ("size=huge", "config key size"),
+        ("device_form=pol", "device_form 'pol' does not exist; did you mean 'pool'"),
         ("layers=1", "config key layers"),
         ("seconds=0", "config key seconds"),
         ("copy_megabytes=0", "config key copy_megabytes"),
