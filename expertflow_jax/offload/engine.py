@@ -40,6 +40,7 @@ from expertflow_jax.offload.clock import Clock, VirtualClock, bookkeeping
 from expertflow_jax.offload.counts import Counts
 from expertflow_jax.offload.foresight import Foresight
 from expertflow_jax.offload.guard import Guard
+from expertflow_jax.offload.layer_step import LayerStep
 from expertflow_jax.offload.link import LinkSpec, TransferLink, VirtualLink
 from expertflow_jax.offload.policies import make_policy
 from expertflow_jax.offload.policies.base import CachePolicy
@@ -98,9 +99,9 @@ class ExpertCacheEngine:
         self.clock = clock or VirtualClock()
         self.policy = make_policy(policy)
         self.form = form or device_form()
-        self._reads_last = not self.clock.virtual and self.form.reads_last
+        reads_last = not self.clock.virtual and self.form.reads_last
         sizes = (store.num_layers, store.num_experts, store.expert_bytes)
-        self.pool = SlotPool(self.num_slots, *sizes, self.form, reuses_at_once=not self._reads_last)
+        self.pool = SlotPool(self.num_slots, *sizes, self.form, reuses_at_once=not reads_last)
         self.policy.attach(self.pool)
         self._changed = threading.Condition(threading.RLock())
         self._link = self._make_link(LinkSpec.parse(link), window)
@@ -108,12 +109,9 @@ class ExpertCacheEngine:
         self._counts = Counts()
         parts = (store, self.pool, self.policy, self.clock)
         self._traffic = Traffic(*parts, LinkSpec.parse(disk), self._changed, self._counts, self._foresight, copies)
-        self._needed, self._here, self._busy = self._traffic.needed, self._traffic.here, self._traffic.busy
-        self._pinning = False  # the running layer keeps slots from being overwritten
-        self._asked = -1  # layer whose lossy request has been counted, so that its rounds do not count again
         self._guard = Guard()
-        self._balance = Balance(self.policy.tuning.balance_memory, self.policy.tuning.balance_unknown)
-        self._busy_before = 0.0  # seconds that the link was occupied before the cache began
+        self._layer_step = LayerStep(self.pool, self.policy, self._traffic, self._counts, self._guard, reads_last)
+        self._balance = Balance(self.policy.tuning, self._link, store.expert_bytes)
         self.reset_stats()
         self._link.attach(self._traffic)
 
@@ -148,11 +146,10 @@ class ExpertCacheEngine:
             self._guard.next_layer()
             self._link.drain()
             self._traffic.forget()
-            self._pinning = False
+            self._layer_step.holding = False
             self.pool.clear()
             self.store.reset()
             self._balance.forget()
-            self._busy_before = self._link.busy_seconds
             self.policy.attach(self.pool)
             self._traffic.fill(self.policy.initial_keys())
 
@@ -180,9 +177,10 @@ class ExpertCacheEngine:
             self._guard.enter()
             self._guard.begin_step()
             self._link.pump(changed=False)
-            self._next_layer()
+            self._layer_step.next()
             self._counts["steps"] += 1
-            self._weigh()
+            self._balance.step(self.clock, self._traffic.tick)
+            self.policy.weigh(self._balance.working, self._balance.transfers_per_layer(self._traffic.started))
             horizon = horizon if self.forecasts else None
             self._foresight.begin_step(horizon)
             if self._traffic.scarce:
@@ -205,16 +203,6 @@ class ExpertCacheEngine:
                 self.policy.update_horizon(horizon)
             self._link.pump(changed=True)
 
-    def _weigh(self) -> None:
-        """Tells the policy how compute and transfers stand to each other."""
-        balance, spec = self._balance, self._link.spec
-        balance.step(self.clock.now(), self.clock.totals["stall"], self._traffic.tick)
-        if spec.emulated:
-            transfer = spec.seconds_on_link(self.store.expert_bytes)
-        else:
-            transfer = (self._link.busy_seconds - self._busy_before) / max(self._traffic.started, 1)
-        self.policy.weigh(balance.working, balance.layer_seconds / transfer if transfer > 0 else float("inf"))
-
     def end_step(self) -> None:
         """The step's last layer has been dispatched, or the step is given up. Nothing happens in a closed engine."""
         if not self._guard.closed:
@@ -230,10 +218,9 @@ class ExpertCacheEngine:
                 self._guard.enter()
                 self._guard.end_step()
             self._link.pump(changed=False)
-            if serial is None and self._traffic.put_off:
-                self._traffic.put_off.clear()
-                self._pinning = True
-            self._release()
+            if serial is None:
+                self._layer_step.drop_put_off()
+            self._layer_step.end()
             self._link.pump(changed=True)
 
     @bookkeeping
@@ -266,12 +253,11 @@ class ExpertCacheEngine:
         with self._changed:
             self._guard.enter()
             self._link.pump(changed=False)
-            self._next_layer()
-            self._empty_slots(layer)
+            self._layer_step.next()
+            self._layer_step.empty_slots(layer)
             row = slice(layer * num_experts, (layer + 1) * num_experts)
             arrived = self.pool.ready(row)
-            self.pool.keep(self.pool.slot_of[row][arrived])
-            self._pinning = True
+            self._layer_step.hold(self.pool.slot_of[row][arrived])
             return arrived & ~self.pool.quantized[self.pool.slot_of[row]]
 
     def copied(self, layer: int) -> Bool[np.ndarray, "E"]:
@@ -304,11 +290,10 @@ class ExpertCacheEngine:
         with self._changed:
             self._guard.enter()
             hit = np.asarray(usable)[requested]
-            self._count(self.pool.slot_of[keys], hit)
-            self._asked = layer
+            self._layer_step.count(self.pool.slot_of[keys], hit)
+            self._layer_step.noted = layer
             self.pool.last_used[self.pool.slot_of[keys[hit]]] = self._traffic.tick
-            if self._traffic.scarce:
-                self.policy.observe(layer, self._token_counts(requested, counts))
+            self._layer_step.observe(layer, requested, counts)
             self._traffic.fetch_later(wanted[self.pool.slot_of[wanted] < 0])
             if not waits:
                 self._link.pump(changed=True)
@@ -349,11 +334,11 @@ class ExpertCacheEngine:
                 if len(keys):
                     yield tuple((keys - first).tolist()), tuple([buffers[slot] for slot in slots.tolist()])
                     self._computed(serial, keys, slots)
-                if not self._needed:
+                if not self._traffic.needed:
                     return
                 keys, slots = self._next_arrivals(serial)
         finally:
-            if self._pinning:
+            if self._layer_step.holding:
                 self._leave(serial)
 
     @bookkeeping
@@ -368,50 +353,30 @@ class ExpertCacheEngine:
         again: bool,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Counts and pins a layer-step's experts, sends for the missing ones; returns (keys, slots) that are here."""
-        pool = self.pool
+        pool, layer_step = self.pool, self._layer_step
         with self._changed:
             self._guard.enter()
             self._link.pump(changed=False)
-            counted = again or self._asked == layer
-            self._next_layer()
+            counted = again or layer_step.noted == layer
+            layer_step.next()
             if again:
                 self._traffic.put_off.clear()
             else:
-                self._empty_slots(layer)
+                layer_step.empty_slots(layer)
             slots = pool.slot_of[keys]
             here, missing = self._traffic.sort(keys, slots, None if quantized is None else quantized[experts])
-            all_here = bool(here.all())
             if not counted:
-                self._count(slots, here)
+                layer_step.count(slots, here)
                 self._counts["corrections"] += self._foresight.asked(missing)
-                if self._traffic.scarce:
-                    self.policy.observe(layer, self._token_counts(experts, counts))
-            pool.keep(slots)
+                layer_step.observe(layer, experts, counts)
+            layer_step.hold(slots)
             pool.last_used[slots] = self._traffic.tick
-            self._pinning = True
-            if not all_here:
-                self._needed.update(keys[~here].tolist())
-                self._traffic.urgent.extend(self.policy.urgency(missing).tolist())
+            if not here.all():
+                layer_step.send_for(keys[~here], self.policy.urgency(missing))
                 keys, slots = keys[here], slots[here]
             self._traffic.put_off.update(dict.fromkeys(put_off))
             self._link.pump(changed=True)
             return keys, slots
-
-    def _empty_slots(self, layer: int) -> None:
-        """What the policy does not keep beyond its use leaves before `layer` is looked for."""
-        if self._traffic.scarce and len(slots := self.policy.leaving(layer)):
-            self._counts["wasted_prefetches"] += int(np.count_nonzero(self.pool.unused_prefetch[slots]))
-            self.pool.vacate(slots)
-
-    def _token_counts(self, experts: np.ndarray, counts: np.ndarray | None) -> np.ndarray:
-        if counts is None:
-            counts = np.zeros(self.store.num_experts, np.int32)
-            counts[experts] = 1
-        return counts
-
-    def _count(self, slots: np.ndarray, hit: np.ndarray) -> None:
-        self._traffic.tick += 1
-        self._counts.layer_step(self.pool, slots, hit)
 
     @bookkeeping
     def _computed(self, serial: int, keys: np.ndarray, slots: np.ndarray) -> None:
@@ -420,12 +385,7 @@ class ExpertCacheEngine:
             self._guard.enter()
             self._guard.check(serial)
             self._link.pump(changed=False)
-            if self._reads_last:
-                self._busy += slots.tolist()
-            else:
-                self.pool.let_go_of(keys, slots, self._traffic.tick)
-            if not self._needed:
-                self._pinning = False
+            self._layer_step.computed(keys, slots)
             self._link.pump(changed=True)
 
     @bookkeeping
@@ -433,36 +393,10 @@ class ExpertCacheEngine:
         """Waits until at least one needed expert has arrived; returns (keys, slots) of all that have, ascending."""
         with self._changed:
             self._guard.check(serial)
-            while not self._here:
+            while not self._traffic.here:
                 self._link.wait()
                 self._guard.check(serial)
-            keys = np.array(sorted(self._here), np.int64)
-            self._needed.difference_update(self._here)
-            self._here.clear()
-            return keys, self.pool.slot_of[keys]
-
-    def _next_layer(self) -> None:
-        """Ends what the last layer-step left. Its routing read is behind us, so its computations have ended too."""
-        self._release()
-        if self._busy:
-            self.pool.let_go(np.array(self._busy))
-            self._busy.clear()
-
-    def _release(self) -> None:
-        """Nothing is needed any more, also if the rounds were left unfinished."""
-        self._guard.next_layer()
-        self._asked = -1
-        self._traffic.urgent.clear()
-        if not self._pinning:
-            return
-        self._pinning = False
-        self._needed.clear()
-        self._here.clear()
-        everywhere = slice(0, self.num_slots)
-        pinned = self.pool.kept(everywhere)
-        if self._busy or self._traffic.put_off:
-            pinned = np.setdiff1d(pinned, [*self._busy, *self._traffic.put_off_slots(everywhere)])
-        self.pool.let_go(pinned)
+            return self._layer_step.take_arrivals()
 
     def stats(self) -> dict[str, Any]:
         """Counts, bytes and seconds since `reset_stats`, by the row keys of DESIGN section 5, and a few more:

@@ -206,7 +206,7 @@ def test_an_expert_that_the_running_layer_needs_is_never_evicted(policy, case):
 
     def watched(slot, key, tick, *quantized):
         evicted = reserve(slot, key, tick, *quantized)
-        assert evicted not in engine._needed
+        assert evicted not in engine._traffic.needed
         return evicted
 
     engine.pool.reserve = watched
@@ -219,13 +219,13 @@ def test_an_expert_that_the_running_layer_needs_is_never_evicted(policy, case):
 def test_slots_that_a_computation_may_still_read_are_the_last_to_be_overwritten(policy, case):
     engine = case.engine(policy)
     engine.warm_up()
-    engine._reads_last = True  # as on a GPU under the real clock
+    engine._layer_step.reads_last = True  # as on a GPU under the real clock
     victim = engine.policy.victim
 
     def watched(key, urgent):
         free = (engine.pool.order[:-1] != KEPT).nonzero()[0].tolist()
         slot = victim(key, urgent)
-        assert not set(engine._busy) & set(free) or urgent
+        assert not set(engine._traffic.busy) & set(free) or urgent
         assert slot in (-1, *free)
         return slot
 
