@@ -89,6 +89,7 @@ print(gpu_caps.settings_for(gpu_caps.Needs(sizes.pinned_bytes, plan.total_bytes)
 """
 
 
+@pytest.mark.slow
 def test_a_plan_is_made_before_the_backend_starts():
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True

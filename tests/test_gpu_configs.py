@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from expertflow_jax.cli import load_config
 from expertflow_jax.studies.accuracy.runner import check
 from expertflow_jax.studies.throughput.grid import cells_of
@@ -35,6 +37,7 @@ def test_whole_shapes_are_the_published_sizes():
     assert gibibytes == {"mixtral_8x7b_whole": 84.0, "qwen3_vl_30b_a3b_whole": 54.0}
 
 
+@pytest.mark.slow
 def test_a_machine_with_the_plugin_but_no_gpu_loads_all_the_same(tmp_path):
     plugin = tmp_path / "jax_plugins" / "xla_cuda13"
     plugin.mkdir(parents=True)

@@ -115,6 +115,7 @@ def hold() -> None:
         print(ended.result, flush=True)
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_process_that_is_killed():
     folders = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
     process = subprocess.Popen(

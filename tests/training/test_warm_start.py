@@ -22,7 +22,10 @@ def flat(state):
     return {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state)}
 
 
-@pytest.mark.parametrize("config", [digit_scenes_shared.get_config(), digit_scenes_wide.get_config()])
+SHARED, WIDE = digit_scenes_shared.get_config(), digit_scenes_wide.get_config()
+
+
+@pytest.mark.parametrize("config", [pytest.param(SHARED, marks=pytest.mark.slow), WIDE])
 def test_all_but_routers_and_experts_begin_as_in_the_trained_model(config):
     module = Qwen3VLMoe(architecture(config), rngs=nnx.Rngs(config.seed))
     fresh = nnx.state(module)

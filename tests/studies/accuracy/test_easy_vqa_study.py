@@ -18,6 +18,7 @@ def small_study(workdir, model, predictor):
     return runner.run(config, workdir, "test")
 
 
+@pytest.mark.slow
 def test_files_are_written_and_answered_by_any_model(tmp_path):
     pytest.importorskip("easy_vqa")
     rows = small_study(tmp_path, "digit_scenes_moe", "digit_scenes_predictor")
