@@ -54,7 +54,7 @@ def rerun(folder: Path) -> None:
         claim_inputs(writer, {"costs": COSTS})
         for one in writer.rows:
             if one.policy == "resident":
-                Outcome.read(writer, one.cell_id)
+                Outcome.read(writer.path, one)
         if not writer.rows:  # the study would run them again
             return
         writer.finish()
