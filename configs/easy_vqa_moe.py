@@ -1,4 +1,4 @@
-"""A MoE vision-language model of easy-VQA, a benchmark that somebody else made.
+"""The committed MoE vision-language model of easy-VQA, a benchmark that somebody else made.
 
     pip install easy-vqa
     python -m train.moe --config=configs/easy_vqa_moe.py --workdir=runs/easy_vqa_moe

@@ -1,4 +1,4 @@
-"""The routing path predictor of the easy-VQA model, which configs/easy_vqa_moe.py trains before.
+"""The committed routing path predictor of the committed easy-VQA model (configs/easy_vqa_moe.py).
 
     python -m train.predictor --config=configs/easy_vqa_predictor.py --workdir=runs/easy_vqa_predictor
 
@@ -14,7 +14,7 @@ from configs import digit_scenes_predictor
 def get_config() -> ml_collections.ConfigDict:
     """Returns the config of the predictor."""
     config = digit_scenes_predictor.get_config()
-    config.model = "runs/easy_vqa_moe/export"
+    config.model = "easy_vqa_moe"
     config.benchmark = "easy_vqa"
     config.easy_vqa.images = 400
     config.splits.calibration = "train"

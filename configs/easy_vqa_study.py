@@ -1,12 +1,10 @@
 """The quickstart's question on a benchmark that somebody else made: easy-VQA's published test split.
 
     pip install easy-vqa
-    python -m train.moe --config=configs/easy_vqa_moe.py --workdir=runs/easy_vqa_moe
-    python -m train.predictor --config=configs/easy_vqa_predictor.py --workdir=runs/easy_vqa_predictor
     python -m eval.study --config=configs/easy_vqa_study.py --workdir=runs/easy_vqa
 
-Questions are a random sample of whole images. The model has the shapes of the digit scenes' model, so the costs and the
-link are those of the quickstart.
+Model and predictor are committed. Questions are a random sample of whole images. The model has the shapes of the digit
+scenes' model, so the costs and the link are those of the quickstart.
 """
 
 import ml_collections
@@ -25,10 +23,11 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns the config."""
     config = study_base.get_config()
     grid = study_base.grid
-    config.model = "runs/easy_vqa_moe/export"
-    config.predictor = "runs/easy_vqa_predictor/export"
+    config.model = "easy_vqa_moe"
+    config.predictor = "easy_vqa_predictor"
     config.benchmark = "easy_vqa"
     config.tasks = ("vqa_v2",)
+    config.num_examples = 320  # about ten to an image
     config.sample_seed = 0
     config.grids.policies = grid(
         ("resident", "on_demand", "cache_moe", "moe_infinity", "expertflow", "oracle"), cache_fractions=FRACTIONS
