@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 
 from expertflow_jax.harness.looks import ordered, policy_look
 from expertflow_jax.harness.rows import CellRow
-from expertflow_jax.studies.accuracy.points import points_of
+from expertflow_jax.studies.accuracy.points import legend_below, points_of
 from expertflow_jax.studies.accuracy.tables import block_sizes
 
 _LINES = ("-", "--", ":", "-.")
@@ -58,5 +58,5 @@ def draw_blocks(rows: Sequence[CellRow]) -> Figure | None:
     names = [*policies, *(["resident"] if any(row.policy == "resident" for row in plain) else [])]
     handles = [Line2D([], [], color=policy_look(n)[0], marker=policy_look(n)[1], ls="", label=n) for n in names]
     handles += block_handles(lines)
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))
+    legend_below(figure, handles)
     return figure

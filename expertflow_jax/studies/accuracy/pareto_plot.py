@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from expertflow_jax.harness.looks import ordered, policy_look
 from expertflow_jax.harness.rows import CellRow
 from expertflow_jax.studies.accuracy.pareto import Place, is_control, places
-from expertflow_jax.studies.accuracy.points import Point, errors_of
+from expertflow_jax.studies.accuracy.points import Point, errors_of, legend_below
 
 _FAINT = 0.22
 _MOST_PANELS = 4
@@ -29,7 +29,7 @@ def draw_pareto(rows: Sequence[CellRow]) -> Figure | None:
         ax.set(title=f"{what} {place.size}", xlabel="tokens per second", xlim=(0, None))
     figure.axes[0].set_ylabel("accuracy, % (95%)")
     handles = _handles([point.row for place in panels for point in place.points])
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))
+    legend_below(figure, handles)
     return figure
 
 

@@ -22,7 +22,7 @@ from expertflow_jax.studies.accuracy.frontier_plot import draw_frontier
 from expertflow_jax.studies.accuracy.group_report import draw_groups
 from expertflow_jax.studies.accuracy.groups import GroupScores
 from expertflow_jax.studies.accuracy.pareto_plot import draw_pareto
-from expertflow_jax.studies.accuracy.points import MIB, errors_of, mean_of, points_of
+from expertflow_jax.studies.accuracy.points import MIB, errors_of, legend_below, mean_of, points_of
 from expertflow_jax.studies.accuracy.statistics import noise_floor
 from expertflow_jax.studies.accuracy.tables import Comparisons, block_sizes, in_order, of_least_blocks
 from expertflow_jax.studies.accuracy.wording import margin
@@ -120,13 +120,8 @@ def _over_memory(rows: Sequence[CellRow]) -> Figure | None:
     handles = [_handle(name, *looks[name], "-" if name != "resident" else ":") for name in looks]
     named = dict.fromkeys(("wait", *losses))  # a policy that changes answers may wait for misses, too
     handles += [Line2D([], [], color="#555555", ls=LINES.get(m, "-."), label=f"losses: {m}") for m in named]
-    _legend(figure, handles)
+    legend_below(figure, handles)
     return figure
-
-
-def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
-    """Below the axes, in rows that the figure is wide enough for."""
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))
 
 
 def _handle(name: str, colour: str, marker: str, line: str = "-") -> Line2D:
@@ -188,7 +183,7 @@ def _by_scheduler(rows: Sequence[CellRow]) -> Figure | None:
     for ax in axes:
         ax.set_xlabel("cache fraction")
     handles = [_handle(name, *look) for name, look in looks.items()]
-    _legend(figure, handles + block_handles(lines))
+    legend_below(figure, handles + block_handles(lines))
     return figure
 
 
@@ -231,7 +226,7 @@ def _trade(rows: Sequence[CellRow]) -> Figure | None:
     handles.append(Line2D([], [], color="black", lw=0.7, ls="--", label=f"margin: {margin(margins)}"))
     if floor.cells:
         handles.append(Line2D([], [], color="#000000", alpha=0.2, lw=6, label=f"noise floor: {band:.1f} points"))
-    _legend(figure, handles)
+    legend_below(figure, handles)
     return figure
 
 

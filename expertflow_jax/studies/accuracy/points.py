@@ -1,14 +1,17 @@
-"""Points of a study's plots: cells that differ only in their seed are averaged, their intervals too."""
+"""What a study's plots share: points, cells that differ only in their seed averaged with their intervals; the legend."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from expertflow_jax.harness.rows import CellRow
 
 MIB = 1 << 20
+_LETTERS_PER_INCH, _LETTERS_OF_A_LINE = 11, 8  # of a legend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,3 +66,10 @@ def mean_of(values: Iterable[float | None]) -> float:
 def errors_of(estimates: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "2 N"]:
     """Lengths below and above the estimates, as matplotlib wants them."""
     return np.maximum(0.0, np.stack([estimates[:, 0] - estimates[:, 1], estimates[:, 2] - estimates[:, 0]]))
+
+
+def legend_below(figure: Figure, handles: Sequence[Line2D]) -> None:
+    """A legend below the axes, in as many columns as the figure is wide enough for."""
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = int(figure.get_figwidth() * _LETTERS_PER_INCH) // (longest + _LETTERS_OF_A_LINE)
+    figure.legend(handles=handles, loc="outside lower center", ncols=max(1, min(len(handles), columns, 8)))
