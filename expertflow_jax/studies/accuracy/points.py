@@ -1,4 +1,4 @@
-"""What a study's plots share: points, cells that differ only in their seed averaged with their intervals; the legend."""
+"""What a study's plots share: points, whose cells differ in their seed alone and are averaged, and the legend."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
