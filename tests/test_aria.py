@@ -136,6 +136,7 @@ def test_the_budget_holds(directory):
         assert model.memory_plan().total_bytes <= budget
 
 
+@pytest.mark.slow
 def test_generate_from_the_command_line(directory, tmp_path, capsys):
     Image.fromarray(np.asarray(ITEMS[0].image)).save(tmp_path / "scene.png")
     arguments = ["--config=configs/generate.py", f"--config.model={directory}", "--config.predictor="]

@@ -173,6 +173,7 @@ def test_missing_and_misshaped_experts_are_named_one_by_one(tmp_path):
         load_model(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [

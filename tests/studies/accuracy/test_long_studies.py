@@ -59,6 +59,7 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_failed_cell_is_recorded_and_tried_again(tmp_path, monkeypatch, capsys):
     config, workdir = write_config(tmp_path, FRAGILE, "cache_moe"), tmp_path / "run"
     monkeypatch.setattr(Fragile, "breaks", True)

@@ -30,6 +30,7 @@ def rows_of(workdir):
     return [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_no_run_passes_its_limits(workdir):
     rows = rows_of(workdir)
     assert len(rows) == 12  # 4 GiB hold neither a block nor a batch
@@ -41,6 +42,7 @@ def test_no_run_passes_its_limits(workdir):
         assert row["hits"] + row["late"] + row["misses"] > 0
 
 
+@pytest.mark.slow
 def test_a_block_moves_less_and_its_caches_take_slots(workdir):
     for place in places(rows_of(workdir)):
         for variant in ("cache_moe", "expertflow"):
@@ -54,6 +56,7 @@ def test_a_block_moves_less_and_its_caches_take_slots(workdir):
                 assert block["memory_budget_bytes"] > alone["memory_budget_bytes"]
 
 
+@pytest.mark.slow
 def test_the_report_has_its_tables_and_names_what_did_not_fit(workdir):
     report = (workdir / "report.md").read_text()
     for title in ("Speed over batches per block", "Of resident speed", "Of the limit", "Time to the first token"):
@@ -62,6 +65,7 @@ def test_the_report_has_its_tables_and_names_what_did_not_fit(workdir):
     assert list((workdir / "plots").glob("*.png"))
 
 
+@pytest.mark.slow
 def test_finished_cells_are_kept(workdir):
     results = workdir / "results.jsonl"
     lines = results.read_text().splitlines()

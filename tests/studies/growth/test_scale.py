@@ -34,6 +34,7 @@ def run(*arguments):
     return cli.run_command(simulate.main, description=simulate.__doc__, argv=command)
 
 
+@pytest.mark.slow
 def test_a_run_writes_rows_and_a_report_and_goes_on_after_a_kill(tmp_path, capsys):
     workdir = tmp_path / "run"
     assert run(f"--workdir={workdir}") == 0

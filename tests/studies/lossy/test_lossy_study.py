@@ -70,6 +70,7 @@ def test_losses_save_time_or_bytes():
     assert deferred["stall_seconds"] < waiting["stall_seconds"]
 
 
+@pytest.mark.slow
 def test_the_command_writes_rows_without_accuracy(tmp_path):
     words = ["--config=configs/frontier_at_scale.py", f"--workdir={tmp_path / 'run'}", "--config.sequences=8"]
     words += ["--config.grids.all.models=('mixtral_8x7b',)", "--config.grids.all.cache_fractions=(0.5,)"]
