@@ -146,13 +146,10 @@ sys.exit(cli.run_command(main, description="test", argv=sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize(
-    ("number", "code", "says", "seconds"),
-    [(signal.SIGINT, 130, "interrupted", 0.2), (signal.SIGTERM, 143, "terminated", 1.5)],
-)
-def test_signals_end_a_command_even_if_a_callback_swallows_them(config_file, tmp_path, number, code, says, seconds):
+def running(script: str, config_file: str, workdir: Path) -> subprocess.Popen:
+    """A process of the script, once it says that it runs."""
     process = subprocess.Popen(
-        [sys.executable, "-c", SWALLOWS, f"--config={config_file}", f"--workdir={tmp_path}"],
+        [sys.executable, "-c", script, f"--config={config_file}", f"--workdir={workdir}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -160,6 +157,15 @@ def test_signals_end_a_command_even_if_a_callback_swallows_them(config_file, tmp
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "running\n"
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "says", "seconds"),
+    [(signal.SIGINT, 130, "interrupted", 0.2), (signal.SIGTERM, 143, "terminated", 1.5)],
+)
+def test_signals_end_a_command_even_if_a_callback_swallows_them(config_file, tmp_path, number, code, says, seconds):
+    process = running(SWALLOWS, config_file, tmp_path)
     time.sleep(seconds)
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
@@ -181,15 +187,7 @@ sys.exit(cli.run_command(main, description="test", argv=sys.argv[1:]))
 
 
 def test_a_command_that_does_not_hear_is_ended_in_time(config_file, tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", DEAF, f"--config={config_file}", f"--workdir={tmp_path}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "running\n"
+    process = running(DEAF, config_file, tmp_path)
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 143

@@ -17,7 +17,9 @@ from expertflow_jax.harness.environment import describe_environment
 from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.locate import locate
 from expertflow_jax.tasks import provided
+from expertflow_jax.tasks.base import optional
 from expertflow_jax.tasks.builders.digests import Digests
+from expertflow_jax.tasks.registry import make_task
 
 MEMORY = "digests.json"
 _SERVED = (".safetensors", ".json", ".jinja", ".txt")  # what a checkpoint or predictor folder is read for
@@ -35,6 +37,16 @@ def task_files(config: ml_collections.ConfigDict, paths: Iterable[Path]) -> dict
     if config.data_dir:
         return {f"data_dir file {path}": path for path in paths}
     return provided.sources(config.benchmark)
+
+
+def split_files(config: ml_collections.ConfigDict, splits: Iterable[tuple[str, str]]) -> dict[str, Path]:
+    """`task_files` of whole splits, (task, split) each: their official files and the folder of their images."""
+    paths: list[Path] = []
+    for name, split in splits if config.data_dir else ():
+        task = make_task(name, config.data_dir, split)
+        folder = optional(task, "image_folder")()
+        paths += [*optional(task, "inputs")(), *([folder] if folder else [])]
+    return task_files(config, paths)
 
 
 @contextlib.contextmanager

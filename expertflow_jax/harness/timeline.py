@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from expertflow_jax.files import whole_file
+from expertflow_jax.harness.figures import write_figure
 from expertflow_jax.offload.clock import Event
 
 LANES = ("compute", "predictor", "stall", "link")
@@ -102,8 +102,7 @@ def draw(events: Sequence[Event], path: Path, title: str, seconds: float | None 
     ax.set(title=title, xlabel="milliseconds", yticks=np.arange(len(LANES)), yticklabels=LANES[::-1])
     handles = [Patch(color=colour, label=name) for name, colour in kinds.items() if name != "background"]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, title="transfers")
-    with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
+    write_figure(figure, path)
 
 
 def with_compute(events: Sequence[Event], start: float, end: float) -> list[Event]:

@@ -20,7 +20,7 @@ from expertflow_jax import checkpoints, cli
 from expertflow_jax.checkpoints.load import read_config
 from expertflow_jax.errors import InputError
 from expertflow_jax.files import write_atomically
-from expertflow_jax.harness.inputs import claimed_workdir, model_files, task_files
+from expertflow_jax.harness.inputs import claimed_workdir, model_files, split_files
 from expertflow_jax.locate import locate
 from expertflow_jax.predictor import publish, report
 from expertflow_jax.predictor.examples import Prepare, benchmark_examples, documents_cut, unusual_examples
@@ -31,9 +31,8 @@ from expertflow_jax.predictor.storage import save_predictor
 from expertflow_jax.processing import Processor, end_token_ids
 from expertflow_jax.routing.fingerprint import fingerprint_of
 from expertflow_jax.routing.trace_set import TraceSet
-from expertflow_jax.tasks.base import Example, optional
+from expertflow_jax.tasks.base import Example
 from expertflow_jax.tasks.provided import data_folder
-from expertflow_jax.tasks.registry import make_task
 from expertflow_jax.training.predictor import TrainingConfig, train_predictor
 
 TRAIN, CALIBRATION, HELD_OUT, UNUSUAL = "train", "calibration", "held_out", "out_of_distribution"
@@ -171,21 +170,13 @@ def train_and_export(invocation: cli.Invocation) -> Path:
 
 
 def _benchmark_files(config: ml_collections.ConfigDict) -> dict[str, Path]:
-    splits: dict[str, list[str]] = {}
-    for name in (TRAIN, CALIBRATION, HELD_OUT):
-        for task, count in config.sequences[name].items():
-            if count:
-                splits.setdefault(task, []).append(config.splits[name])
-    if not config.data_dir:
-        return task_files(config, ())
-    paths: list[Path] = []
-    for name, parts in splits.items():
-        for part in dict.fromkeys(parts):
-            task = make_task(name, config.data_dir, part)
-            paths += optional(task, "inputs")()
-            if folder := optional(task, "image_folder")():
-                paths.append(folder)
-    return task_files(config, paths)
+    asked = [
+        (task, config.splits[name])
+        for name in (TRAIN, CALIBRATION, HELD_OUT)
+        for task, count in config.sequences[name].items()
+        if count
+    ]
+    return split_files(config, dict.fromkeys(asked))
 
 
 def _train_and_export(invocation: cli.Invocation, path: Path, shape: PredictorConfig, training: TrainingConfig) -> Path:

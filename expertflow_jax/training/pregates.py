@@ -20,7 +20,7 @@ from expertflow_jax import cli
 from expertflow_jax.errors import InputError
 from expertflow_jax.harness.cells import number
 from expertflow_jax.harness.data import prepare, read
-from expertflow_jax.harness.inputs import claimed_workdir, model_files, task_files
+from expertflow_jax.harness.inputs import claimed_workdir, model_files, split_files
 from expertflow_jax.harness.workdir import Workdir
 from expertflow_jax.inference.layer_stages import Attended
 from expertflow_jax.inference.loading import LoadedModel, load_model
@@ -29,7 +29,6 @@ from expertflow_jax.locate import locate
 from expertflow_jax.offload.variant import RESIDENT
 from expertflow_jax.predictor.pregates import PreGates, gate_logits, save_pregates
 from expertflow_jax.processing.batching import Prompt, pad_prompts
-from expertflow_jax.tasks.base import optional
 from expertflow_jax.tasks.provided import data_folder
 from expertflow_jax.tasks.registry import make_task
 from expertflow_jax.training.loop import adamw, run_steps
@@ -167,7 +166,9 @@ def train_and_export(invocation: cli.Invocation) -> Path:
     config, workdir = invocation.config, invocation.workdir
     assert workdir is not None
     check(config)
-    with claimed_workdir(workdir, config, model_files(config.model) | _question_files(config)) as place:
+    with claimed_workdir(
+        workdir, config, model_files(config.model) | split_files(config, [(config.task, "train")])
+    ) as place:
         model = load_model(str(locate(config.model)))
         data = lessons(model, _prompts(config, model, workdir), config.new_tokens, config.record_batch_size)
         kept = int(data.streams.shape[1] * (1 - config.held_out))
@@ -190,14 +191,6 @@ def train_and_export(invocation: cli.Invocation) -> Path:
         f"exported to {export}"
     )
     return export
-
-
-def _question_files(config: ml_collections.ConfigDict) -> dict[str, Path]:
-    if not config.data_dir:
-        return task_files(config, ())
-    task = make_task(config.task, Path(config.data_dir), "train")
-    folder = optional(task, "image_folder")()
-    return task_files(config, [*optional(task, "inputs")(), *([folder] if folder else [])])
 
 
 def _prompts(config: ml_collections.ConfigDict, model: LoadedModel, workdir: Path) -> list[Prompt]:

@@ -51,18 +51,24 @@ def run(engine, needed, horizon):
     return asked
 
 
+def delivered(engine: ExpertCacheEngine, slots: int):
+    """How many experts were asked for, and the stats: each is counted once, and no slot too many was held."""
+    engine.warm_up()
+    engine.reset_stats()
+    asked = run(engine, random_steps(slots, 6), engine.forecasts)
+    stats = engine.stats()
+    assert stats["hits"] + stats["late"] + stats["misses"] == asked
+    assert stats["peak_slot_bytes"] <= slots * stats["expert_bytes"]
+    return asked, stats
+
+
 @pytest.mark.parametrize("link", ["direct", "emulated(0.001,50)"])
 @pytest.mark.parametrize("policy", [name for name in POLICIES if name != "resident"])
 @pytest.mark.parametrize("slots", [1, 2, 7, 18])
 def test_every_expert_is_delivered_at_any_number_of_slots(keyed_store, policy, link, slots):
     slots = max(slots, POLICIES[policy].least_slots(LAYERS, EXPERTS))
     with ExpertCacheEngine(keyed_store(LAYERS, EXPERTS), slots, policy, link, RealClock()) as engine:
-        engine.warm_up()
-        engine.reset_stats()
-        asked = run(engine, random_steps(slots, 6), engine.forecasts)
-        stats = engine.stats()
-        assert stats["hits"] + stats["late"] + stats["misses"] == asked
-        assert stats["peak_slot_bytes"] <= slots * stats["expert_bytes"]
+        asked, stats = delivered(engine, slots)
         assert stats["clock"] == "real"
         if slots == LAYERS * EXPERTS and not policy.startswith("pregated"):  # which keeps nothing beyond its use
             assert stats["hits"] == asked
@@ -72,12 +78,7 @@ def test_every_expert_is_delivered_at_any_number_of_slots(keyed_store, policy, l
 @pytest.mark.parametrize(("policy", "slots"), [("on_demand", 1), ("expertflow", 2), ("expertflow", 7)])
 def test_every_expert_is_delivered_under_the_arguments_of_a_gpu(keyed_store, policy, slots, form):
     with ExpertCacheEngine(keyed_store(LAYERS, EXPERTS), slots, policy, clock=RealClock(), form=form) as engine:
-        engine.warm_up()
-        engine.reset_stats()
-        asked = run(engine, random_steps(slots, 6), engine.forecasts)
-        stats = engine.stats()
-        assert stats["hits"] + stats["late"] + stats["misses"] == asked
-        assert stats["peak_slot_bytes"] <= slots * stats["expert_bytes"]
+        delivered(engine, slots)
 
 
 def test_an_emulated_link_takes_at_least_its_time(keyed_store):

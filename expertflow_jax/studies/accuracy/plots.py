@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from expertflow_jax.files import make_folder, whole_file
+from expertflow_jax.files import make_folder
+from expertflow_jax.harness.figures import write_figure
 from expertflow_jax.harness.looks import LINES, ordered, policy_look, scheduler_look
 from expertflow_jax.harness.rows import CellRow
 from expertflow_jax.studies.accuracy.block_plot import block_handles, block_lines, draw_blocks
@@ -57,9 +58,7 @@ def draw_plots(
                     continue
                 path = folder / f"{task}_{name}.png"
                 figure.suptitle(f"{task}, {cells[0].model}", fontsize=12)
-                # no version in the file: the same rows give the same bytes
-                with whole_file(path) as file:
-                    figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
+                write_figure(figure, path)
                 pictures.append((path, f"{task}: {caption}{_averaged(cells)}{_simulated(cells)}"))
     return pictures
 

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-from expertflow_jax.files import make_folder, whole_file
+from expertflow_jax.files import make_folder
+from expertflow_jax.harness.figures import write_figure
 from expertflow_jax.harness.looks import policy_look
 from expertflow_jax.studies.blocks.comparison import Place
 
@@ -32,8 +33,7 @@ def draw_plots(everywhere: Sequence[Place], folder: Path) -> list[tuple[Path, st
         _over_memory(right, group)
         figure.suptitle(name)
         path = folder / f"{name.replace(', ', '_').replace(' ', '_')}.png"
-        with whole_file(path) as file:
-            figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
+        write_figure(figure, path)
         pictures.append((path, f"{name}. {caption}"))
     return pictures
 

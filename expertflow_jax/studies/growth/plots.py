@@ -7,7 +7,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from expertflow_jax.files import make_folder, whole_file
+from expertflow_jax.files import make_folder
+from expertflow_jax.harness.figures import write_figure
 from expertflow_jax.harness.looks import ordered, policy_look, scheduler_look
 from expertflow_jax.studies.growth.growth import growth
 
@@ -37,8 +38,7 @@ def draw_plots(rows: Sequence[Row], folder: Path) -> list[tuple[Path, str]]:
 
 
 def _save(figure: Figure, path: Path, caption: str) -> tuple[Path, str]:
-    with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
+    write_figure(figure, path)
     return path, caption
 
 

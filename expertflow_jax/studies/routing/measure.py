@@ -15,7 +15,17 @@ from expertflow_jax.routing.statistics import signatures
 from expertflow_jax.routing.trace import RoutingTrace
 from expertflow_jax.studies.routing.modality import Tokens, spread
 from expertflow_jax.studies.routing.reuse import batch_steps, hit_rates, reuse_distances, working_sets
-from expertflow_jax.studies.routing.similarity import FOLDS, Pairs, by_load, classify, most_frequent, word_counts
+from expertflow_jax.studies.routing.similarity import (
+    FOLDS,
+    Pairs,
+    by_load,
+    classify,
+    codes_of,
+    most_frequent,
+    word_counts,
+)
+
+_BINS = np.linspace(0, 1, 51)  # of cosine similarities
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +75,7 @@ def similarity_measures(sample: Sample, labelling: str, *, fewest: int, permutat
     counts_NxLxE = signatures(part, kind="counts", phase="prompt")
     routes_NxLxE = signatures(part, phase="prompt")
     pairs = Pairs.of(routes_NxLxE, clusters)
-    observed = pairs.compare(chosen)
+    observed, same = pairs.compare(chosen), pairs.same(codes_of(chosen))
     permuted = pairs.permuted(chosen, permutations, seed)
     drawn_NxLxE = by_load(counts_NxLxE, seed)
 
@@ -97,17 +107,10 @@ def similarity_measures(sample: Sample, labelling: str, *, fewest: int, permutat
             }
             for layer in layers
         ],
-        "within": np.histogram(pairs.cosine[pairs.same(_codes(chosen))], _BINS, density=True)[0].tolist(),
-        "across": np.histogram(pairs.cosine[~pairs.same(_codes(chosen))], _BINS, density=True)[0].tolist(),
+        "within": np.histogram(pairs.cosine[same], _BINS, density=True)[0].tolist(),
+        "across": np.histogram(pairs.cosine[~same], _BINS, density=True)[0].tolist(),
         "bins": _BINS.tolist(),
     }
-
-
-_BINS = np.linspace(0, 1, 51)
-
-
-def _codes(labels: Sequence[str]) -> np.ndarray:
-    return np.unique(np.array(labels), return_inverse=True)[1]
 
 
 def modality_measures(sample: Sample, *, permutations: int, seed: int) -> dict[str, Any] | None:

@@ -8,8 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from expertflow_jax.files import make_folder, whole_file
+from expertflow_jax.files import make_folder
 from expertflow_jax.harness.document import Picture
+from expertflow_jax.harness.figures import write_figure
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#777777"
 Measures = Mapping[str, Any]
@@ -127,6 +128,5 @@ def _picture(draw: Callable[[Axes, Axes], None], path: Path, text: str) -> Pictu
     draw(left, right)
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
+    write_figure(figure, path)
     return Picture(path, text)

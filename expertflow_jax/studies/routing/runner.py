@@ -12,7 +12,7 @@ from expertflow_jax import checkpoints
 from expertflow_jax.checkpoints.load import read_config
 from expertflow_jax.files import write_json
 from expertflow_jax.harness.cells import number
-from expertflow_jax.harness.inputs import claimed_workdir, model_files, task_files
+from expertflow_jax.harness.inputs import claimed_workdir, model_files, split_files
 from expertflow_jax.locate import locate
 from expertflow_jax.predictor.examples import benchmark_examples, documents_cut
 from expertflow_jax.predictor.recording import Recorder, record
@@ -28,10 +28,9 @@ from expertflow_jax.studies.routing.measure import (
     reuse_measures,
     similarity_measures,
 )
-from expertflow_jax.tasks.base import Example, optional
+from expertflow_jax.tasks.base import Example
 from expertflow_jax.tasks.encoding import encode_example
 from expertflow_jax.tasks.provided import data_folder
-from expertflow_jax.tasks.registry import make_task
 
 MEASURES = "routing.json"
 
@@ -68,7 +67,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> dict[
     from expertflow_jax.studies.routing.report import write_report
 
     counts = _checked(config)
-    with claimed_workdir(workdir, config, model_files(config.model) | _benchmark_files(config, counts)):
+    with claimed_workdir(
+        workdir, config, model_files(config.model) | split_files(config, [(task, config.split) for task in counts])
+    ):
         sample = _sample(config, counts, workdir)
         console = Console(width=118)
         dealt = {"permutations": config.permutations, "seed": config.seed}
@@ -82,15 +83,6 @@ def run(config: ml_collections.ConfigDict, workdir: Path, command: str) -> dict[
         write_json(workdir / MEASURES, measures)
         write_report(workdir, measures, config, command, console)
     return measures
-
-
-def _benchmark_files(config: ml_collections.ConfigDict, counts: dict[str, int]) -> dict[str, Path]:
-    paths: list[Path] = []
-    for name in counts if config.data_dir else ():
-        task = make_task(name, config.data_dir, config.split)
-        folder = optional(task, "image_folder")()
-        paths += [*optional(task, "inputs")(), *([folder] if folder else [])]
-    return task_files(config, paths)
 
 
 def _sample(config: ml_collections.ConfigDict, counts: dict[str, int], workdir: Path) -> Sample:

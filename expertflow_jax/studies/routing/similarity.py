@@ -52,15 +52,15 @@ class Pairs:
         """Args: clusters: of each prompt; two of one (questions on one image) share more than their label."""
         flat_NxF = signatures.reshape(len(signatures), -1).astype(np.float64)
         unit_NxF = flat_NxF / np.maximum(np.linalg.norm(flat_NxF, axis=1, keepdims=True), 1e-12)
-        cluster = np.unique(np.array(clusters), return_inverse=True)[1]
+        cluster = codes_of(clusters)
         first, second = np.triu_indices(len(flat_NxF), k=1)
         apart = cluster[first] != cluster[second]
         first, second = first[apart], second[apart]
         return cls(first, second, (unit_NxF @ unit_NxF.T)[first, second])
 
-    def same(self, labels: Int[np.ndarray, " N"]) -> Bool[np.ndarray, " pairs"]:
-        """Whether both have one label."""
-        return labels[self.first] == labels[self.second]
+    def same(self, codes: Int[np.ndarray, " N"]) -> Bool[np.ndarray, " pairs"]:
+        """Whether both have one label; see `codes_of`."""
+        return codes[self.first] == codes[self.second]
 
     def compare(self, labels: Sequence[str]) -> Similarity:
         """Similarity within and across the labels of the N prompts.
@@ -68,7 +68,7 @@ class Pairs:
         Raises:
           InputError: no pair of one label, or none of two.
         """
-        same = self.same(np.unique(np.array(labels), return_inverse=True)[1])
+        same = self.same(codes_of(labels))
         if not same.any() or same.all():
             raise InputError("routing similarity: needs at least two labels, one of them with two prompts")
         within, across = self.cosine[same], self.cosine[~same]
@@ -82,7 +82,7 @@ class Pairs:
 
     def permuted(self, labels: Sequence[str], times: int, seed: int) -> Float64[np.ndarray, " times"]:
         """Cohen's d with the labels dealt out anew, `times` times."""
-        codes = np.unique(np.array(labels), return_inverse=True)[1]
+        codes = codes_of(labels)
         rng = np.random.default_rng(seed)
         outcomes = np.zeros(times)
         for place in range(times):
@@ -90,6 +90,11 @@ class Pairs:
             within, across = _moments(self.cosine, same), _moments(self.cosine, 1 - same)
             outcomes[place] = _cohens_d(*within, *across)
         return outcomes
+
+
+def codes_of(names: Sequence[str]) -> Int[np.ndarray, " N"]:
+    """A number for each distinct name: quicker to compare."""
+    return np.unique(np.array(names), return_inverse=True)[1]
 
 
 def _moments(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:

@@ -9,8 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import kendalltau
 
-from expertflow_jax.files import make_folder, whole_file
+from expertflow_jax.files import make_folder
 from expertflow_jax.harness.document import Grid
+from expertflow_jax.harness.figures import write_figure
 from expertflow_jax.harness.looks import ordered, policy_look
 from expertflow_jax.studies.throughput.results import Row, cells
 
@@ -151,6 +152,5 @@ def draw(rows: Sequence[Row], path: Path) -> list[tuple[Path, str]]:
         axes.plot(x, y, marker, color=colour, markersize=5, label=variant)
     axes.set(xscale="log", yscale="log", xlabel="measured tokens/s", ylabel="simulated tokens/s")
     axes.legend(frameon=False, fontsize=8)
-    with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
+    write_figure(figure, path)
     return [(path, f"Simulated over measured tokens per second; the band is {TARGET:.0%} to either side.")]

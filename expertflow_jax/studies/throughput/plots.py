@@ -6,7 +6,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from expertflow_jax.files import make_folder, whole_file
+from expertflow_jax.files import make_folder
+from expertflow_jax.harness.figures import write_figure
 from expertflow_jax.harness.looks import ordered, policy_look
 from expertflow_jax.offload.variant import RESIDENT
 from expertflow_jax.studies.throughput.results import Row, places
@@ -35,8 +36,7 @@ def draw_fractions(rows: Sequence[Row], folder: Path) -> list[tuple[Path, str]]:
         labelled = max(panels.flat, key=lambda axes: len(axes.get_lines()))
         figure.legend(*labelled.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
         path = folder / f"{phase}.png"
-        with whole_file(path) as file:
-            figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
+        write_figure(figure, path)
         pictures.append((path, f"{phase.capitalize()}: tokens per second over cache fractions; bars: least to most."))
     return pictures
 
